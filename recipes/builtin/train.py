@@ -1,0 +1,104 @@
+"""Train the built-in model: `python recipes/builtin/train.py --shared FOLDER --run runs/builtin`.
+
+Two phases, each resumable by running the same command again: small pictures first (48 px, where a
+step costs little more than half), then the real size with frames of made clips added. Needs the
+photo tables `tiny_imagenet_train_{0,1}.parquet` and a WordNet database folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from evaluate import zero_shot_accuracy
+
+from data import SIZE, BuiltinData, add_hypernyms, prepare_photos, prepare_world, train_tokenizer
+from moviola.clip.config import ClipConfig, TextConfig, VitConfig
+from moviola.clip.model import CLIP
+from moviola.clip.tokenizer import Tokenizer
+from moviola.train.loop import Progress, TrainConfig, train
+from moviola.train.objectives import Contrastive
+
+CONFIG = ClipConfig(
+    embed_dim=256,
+    vision=VitConfig(
+        image_size=SIZE, patch_size=8, width=192, layers=4, heads=3, stem=((32, 0), (64, 1), (128, 1))
+    ),
+    text=TextConfig(context_length=77, vocab_size=8192, width=192, layers=4, heads=3),
+    activation="gelu",
+)
+
+
+def report(progress: Progress) -> None:
+    losses = ", ".join(f"{name} {value:.3f}" for name, value in progress.losses.items())
+    print(
+        f"step {progress.step}/{progress.steps}  {losses}  {progress.rows_per_second:.0f} rows/s  "
+        f"{progress.seconds_left / 60:.0f} min left",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shared", type=Path, required=True, help="folder with the photo tables")
+    parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
+    parser.add_argument("--run", type=Path, default=Path("runs/builtin"))
+    parser.add_argument("--world", type=int, default=36_000, help="made scenes")
+    parser.add_argument("--small-steps", type=int, default=2400)
+    parser.add_argument("--full-steps", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    cache = args.run / "data"
+    cache.mkdir(parents=True, exist_ok=True)
+    prepare_photos(args.shared, cache)
+    add_hypernyms(cache, args.wordnet)
+    prepare_world(cache, args.world)
+    if not (cache / "tokenizer" / "tokenizer.json").exists():
+        (cache / "tokenizer").mkdir(exist_ok=True)
+        train_tokenizer(cache).save(cache / "tokenizer")
+    tokenizer = Tokenizer.from_file(cache / "tokenizer" / "tokenizer.json")
+
+    torch.manual_seed(0)
+    model = CLIP(CONFIG).to(args.device, memory_format=torch.channels_last)
+    model.visual.resize_positions = True
+    names = [entry["name"] for entry in json.loads((cache / "classes.json").read_text())]
+
+    def evaluate(module: torch.nn.Module, step: int) -> dict[str, float]:
+        accuracy = zero_shot_accuracy(
+            module, tokenizer, args.shared / "tiny_imagenet_val.parquet", names, limit=2000, size=SIZE
+        )
+        print(
+            f"step {step}: zero-shot top-1 {accuracy['top1']:.2f}, top-5 {accuracy['top5']:.2f}", flush=True
+        )
+        return accuracy
+
+    phases = (
+        ("small", 48, ("world",), TrainConfig(steps=args.small_steps, lr=1.5e-3, lr_floor=0.25, warmup=200)),
+        ("full", SIZE, ("world", "clips"), TrainConfig(steps=args.full_steps, lr=4e-4, warmup=50, seed=1)),
+    )
+    for name, size, made, config in phases:
+        if not all((cache / f"{m}.json").exists() for m in made):
+            print(f"phase {name}: waiting for {made}; run prepare_clips and this command again")
+            return
+        config = TrainConfig(**{**config.__dict__, "precision": "bfloat16", "save_every": 100})
+        data = BuiltinData(cache, tokenizer, size=size, made=made)
+        objective = Contrastive(weight_decay=0.1)
+        train(
+            model,
+            objective,
+            data,
+            config,
+            args.run / name,
+            on_progress=report,
+            evaluate=evaluate,
+            evaluate_every=400,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Moviola: find moments in your own videos with words, and do the work around CLIP-like models.
+
+>>> import moviola
+>>> results = moviola.search("holiday.index", "a dog on a beach")      # doctest: +SKIP
+
+Importing this package is cheap: torch and the other heavy packages load with the first call.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from moviola.types import Clip, Hit, Moment, MoviolaError, TimeSpan
+
+__version__ = "0.1.0"
+
+# Name -> module that holds it; each is imported when first asked for.
+_LAZY = {
+    "load": "moviola.verbs.load",
+    "info": "moviola.verbs.load",
+    "export": "moviola.verbs.load",
+    "embed": "moviola.verbs.embed",
+    "classify": "moviola.verbs.classify",
+    "evaluate_zero_shot": "moviola.verbs.evaluate",
+    "evaluate_retrieval": "moviola.verbs.evaluate",
+    "index": "moviola.verbs.index",
+    "search": "moviola.verbs.search",
+    "reproduce": "moviola.verbs.reproduce",
+    "Video": "moviola.media",
+}
+
+__all__ = ["Clip", "Hit", "Moment", "MoviolaError", "TimeSpan", "__version__", *_LAZY]
+
+if TYPE_CHECKING:
+    from moviola.media import Video
+    from moviola.verbs.classify import classify
+    from moviola.verbs.embed import embed
+    from moviola.verbs.evaluate import evaluate_retrieval, evaluate_zero_shot
+    from moviola.verbs.index import index
+    from moviola.verbs.load import export, info, load
+    from moviola.verbs.reproduce import reproduce
+    from moviola.verbs.search import search
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'moviola' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,335 @@
+"""`Video`: one object for the frames, shots, sound and subtitles of a file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from moviola.media.container import opened, orientation, origin, video_stream
+from moviola.media.decode import EPSILON, Grid, Reader, Scaler, frames_at, no_frames
+from moviola.media.duration import true_end
+from moviola.types import MediaError, UsageError
+
+# No batch is larger than this, whatever the frames' size: memory stays bounded at full resolution.
+_BATCH_BYTES = 96 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FrameBatch:
+    """A few frames in order of time.
+
+    frames_THWC  uint8 RGB, upright
+    times_T      float64 seconds, true presentation times; 0 is the container's start
+    index_T      number of each frame in the video from 0, or None where frames were skipped unseen
+    shot_T       True where a new shot starts at this frame or after the frame returned before it;
+                 all False unless shots were asked for
+    """
+
+    frames_THWC: np.ndarray
+    times_T: np.ndarray
+    index_T: np.ndarray | None
+    shot_T: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.times_T)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """One stream of a file: `kind` is video, audio, subtitle, data or attachment."""
+
+    kind: str
+    codec: str
+    language: str | None
+
+
+class Video:
+    """A video file. Making one reads the header only and raises `MediaError` if it is no video.
+
+    Every method opens the file for itself and closes it again, so a `Video` is cheap to keep, safe
+    to use from several threads and to send to other processes. `damage` tells, after frames were
+    read to the end, that decoding stopped before it (a broken or cut file); None means it did not.
+
+    >>> Video("holiday.mp4").duration                                         # doctest: +SKIP
+    12.48
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.damage: str | None = None
+        self._duration: float | None = None
+        self._look: tuple[tuple[int, int], int, bool] | None = None
+        with opened(self.path) as container:
+            stream = video_stream(container, self.path)
+            self.streams = tuple(_describe(one) for one in container.streams)
+            rate = stream.average_rate or stream.guessed_rate or stream.base_rate
+            self._header_rate = float(rate) if rate else 0.0
+            self._header_size = (int(stream.height), int(stream.width))
+            self._promised = _promised(container, stream)
+
+    def __repr__(self) -> str:
+        return f"Video({str(self.path)!r})"
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing stays open between calls; this is here so that a `Video` works in a `with`."""
+
+    @property
+    def has_sound(self) -> bool:
+        return any(stream.kind == "audio" for stream in self.streams)
+
+    @property
+    def rate(self) -> float:
+        """Average frames per second, from the header; 0 where it does not say."""
+        return self._header_rate
+
+    @property
+    def duration(self) -> float:
+        """Seconds from 0 to the end of the last frame, found by looking at the file's end.
+
+        The header's word is not taken for it: some are wrong, some have none, and a file may be cut.
+        """
+        if self._duration is None:
+            self._duration = true_end(self.path)
+        return self._duration
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) as displayed: after rotation; the pixel aspect ratio is ignored."""
+        return self._first_look()[0]
+
+    @property
+    def rotation(self) -> int:
+        """Degrees clockwise (0, 90, 180, 270) by which the stored frames are turned for display."""
+        return self._first_look()[1]
+
+    def _first_look(self) -> tuple[tuple[int, int], int, bool]:
+        if self._look is None:
+            with Reader(self.path) as reader:
+                first = next(reader.frames(), None)
+                if first is None:
+                    self._look = (self._header_size, 0, False)
+                else:
+                    turns, mirrored = orientation(first[1])
+                    self._look = (Scaler().fix(first[1]), turns * 90, mirrored)
+        return self._look
+
+    def stream(
+        self,
+        *,
+        every: float | None = None,
+        keyframes: bool = False,
+        start: float = 0.0,
+        end: float | None = None,
+        short_side: int | None = None,
+        size: tuple[int, int] | None = None,
+        batch: int = 64,
+        shots: bool = False,
+    ) -> Iterator[FrameBatch]:
+        """Frames with `start <= time < end` in batches, decoded in one pass with bounded memory.
+
+        every       None: all frames. Seconds: the first frame at or after each multiple of it. The
+                    multiples count from 0, so `start` in the middle gives the same frames.
+        keyframes   only frames that stand for themselves; many times faster. With `every`: the first
+                    key frame at or after each multiple.
+        short_side, size   see `Scaler`; the default is full size
+        batch       most frames per batch; large frames come in smaller batches (96 MB at most)
+        shots       also find shot changes in the same pass (`shot_T`); needs every frame decoded
+
+        A file that breaks in the middle gives what can be decoded and sets `damage`. `MediaError`
+        if not one frame can be decoded; a range without frames just gives no batch.
+        """
+        _check_range(start, end)
+        if batch < 1:
+            raise UsageError(f"A batch needs at least one frame, got batch={batch}.")
+        if every is not None and not (math.isfinite(every) and every > 0):
+            raise UsageError(f"every must be a positive number of seconds, got {every}.")
+        if shots and keyframes:
+            raise UsageError(
+                "Shots are found by comparing neighbouring frames: leave out keyframes or shots."
+            )
+        return self._stream(every, keyframes, start, end, Scaler(short_side, size), batch, shots)
+
+    def _stream(
+        self,
+        every: float | None,
+        keyframes: bool,
+        start: float,
+        end: float | None,
+        scaler: Scaler,
+        batch: int,
+        shots: bool,
+    ) -> Iterator[FrameBatch]:
+        self.damage = None
+        grid = Grid(every) if every is not None else None
+        # Frames nothing refers to need no decoding, unless shots or numbers are wanted.
+        early = grid if not keyframes and not shots else None
+        first_needed = start if grid is None else grid.cell(start) * grid.every
+        numbered = start <= 0 and not keyframes and early is None
+        pending = _Batch(batch, numbered)
+        seen = 0
+        last = None
+        with Reader(self.path, keyframes=keyframes) as reader:
+            frames = reader.frames(early) if start <= 0 else reader.frames_from(first_needed, early)
+            for time, frame in frames:
+                number, seen, last = seen, seen + 1, time
+                if end is not None and time >= end - EPSILON:
+                    break
+                if grid is not None and not grid.wants(time):
+                    continue
+                if time < start - EPSILON:
+                    continue
+                pending.add(scaler(frame), time, number, False)
+                if pending.full:
+                    yield pending.take()
+            else:
+                self.damage = _damage(reader, last, self._promised)
+                if seen == 0 and start <= 0:
+                    raise no_frames(reader)
+            if pending.count:
+                yield pending.take()
+
+    def at(
+        self,
+        times: Sequence[float] | np.ndarray,
+        *,
+        short_side: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> FrameBatch:
+        """The frame on screen at each time: the last one at or before it, in the order asked.
+
+        Times before the first frame give the first, beyond the end the last. Decodes forward from
+        the key frame before each time, and only once over every stretch.
+        """
+        times_T = np.asarray(times, dtype=np.float64).reshape(-1)
+        if times_T.size == 0:
+            raise UsageError("At least one time is needed.")
+        if not np.isfinite(times_T).all():
+            raise UsageError("Times must be finite seconds.")
+        order = np.argsort(times_T, kind="stable")
+        with Reader(self.path) as reader:
+            pixels, found = frames_at(reader, times_T[order], Scaler(short_side, size))
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return FrameBatch(
+            frames_THWC=np.stack([pixels[i] for i in back]),
+            times_T=np.array(found)[back],
+            index_T=None,
+            shot_T=np.zeros(len(back), dtype=bool),
+        )
+
+    def uniform(
+        self,
+        count: int,
+        *,
+        start: float = 0.0,
+        end: float | None = None,
+        sampler: Literal["middle", "uniform"] = "middle",
+        short_side: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> FrameBatch:
+        """`count` frames spread over [start, end] (default: the whole video).
+
+        `middle`: the middle of `count` equal intervals. `uniform`: `count` instants from the first
+        to the last frame, both included. A video with fewer frames repeats some.
+        """
+        _check_range(start, end)
+        if count < 1:
+            raise UsageError(f"At least one frame is needed, got count={count}.")
+        end = self.duration if end is None else min(end, self.duration)
+        start = min(start, end)
+        if sampler == "middle":
+            times_T = start + (np.arange(count) + 0.5) * (end - start) / count
+        elif sampler == "uniform":
+            times_T = np.linspace(start, end, count) if count > 1 else np.array([start])
+        else:
+            raise UsageError(f"Expected the sampler 'middle' or 'uniform', got {sampler!r}.")
+        return self.at(times_T, short_side=short_side, size=size)
+
+
+class _Batch:
+    """Collects frames into one array; the array is allocated when the first frame's size is known."""
+
+    def __init__(self, limit: int, numbered: bool) -> None:
+        self._limit = limit
+        self._numbered = numbered
+        self._pixels: np.ndarray | None = None
+        self._times: list[float] = []
+        self._numbers: list[int] = []
+        self._cuts: list[bool] = []
+
+    @property
+    def count(self) -> int:
+        return len(self._times)
+
+    @property
+    def full(self) -> bool:
+        return self.count >= self._limit
+
+    def add(self, image_HWC: np.ndarray, time: float, number: int, cut: bool) -> None:
+        if self._pixels is None:
+            self._limit = max(1, min(self._limit, _BATCH_BYTES // image_HWC.nbytes))
+            self._pixels = np.empty((self._limit, *image_HWC.shape), dtype=np.uint8)
+        self._pixels[self.count] = image_HWC
+        self._times.append(time)
+        self._numbers.append(number)
+        self._cuts.append(cut)
+
+    def take(self) -> FrameBatch:
+        assert self._pixels is not None
+        made = FrameBatch(
+            frames_THWC=self._pixels[: self.count],
+            times_T=np.array(self._times, dtype=np.float64),
+            index_T=np.array(self._numbers, dtype=np.int64) if self._numbered else None,
+            shot_T=np.array(self._cuts, dtype=bool),
+        )
+        # A new array each time: the caller may keep the old one.
+        self._pixels, self._times, self._numbers, self._cuts = None, [], [], []
+        return made
+
+
+def _describe(stream: Any) -> StreamInfo:
+    codec = stream.codec_context.name if stream.codec_context is not None else "unknown"
+    language = stream.metadata.get("language") or None
+    return StreamInfo(str(stream.type), str(codec), None if language == "und" else language)
+
+
+def _promised(container: Any, stream: Any) -> float | None:
+    """Where the header says the video ends, in seconds on the video's clock."""
+    if stream.duration is not None:
+        begin = stream.start_time if stream.start_time is not None else 0
+        return float((begin + stream.duration) * stream.time_base - origin(container, stream))
+    return None
+
+
+def _damage(reader: Reader, last: float | None, promised: float | None) -> str | None:
+    """A sentence when decoding ended early, from what was read and what the header promised."""
+    at = 0.0 if last is None else last
+    if reader.damage is not None:
+        return f"{reader.damage} after {at:.2f} s"
+    if promised is not None and promised - at > max(1.0, 0.03 * promised):
+        return f"the frames end at {at:.2f} s, but the header promises {promised:.2f} s"
+    if reader.bad_packets:
+        return f"{reader.bad_packets} packets could not be decoded and were passed over"
+    return None
+
+
+def _check_range(start: float, end: float | None) -> None:
+    if not (math.isfinite(start) and start >= 0) or (end is not None and not end >= start):
+        raise UsageError(f"A range needs 0 <= start <= end in seconds, got start={start}, end={end}.")
+
+
+__all__ = ["FrameBatch", "MediaError", "StreamInfo", "Video"]

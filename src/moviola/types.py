@@ -1,0 +1,437 @@
+"""The words every floor of the house shares: spans, batches, recipes, protocols and errors.
+
+Nothing here imports torch or any heavy package, so `import moviola` stays cheap. Time is seconds,
+sizes are (height, width), pixels are uint8 RGB until the model's door.
+
+Axis letters used across the house: B batch, T frames, C channels, H height, W width, D embedding
+width, L text length, N texts, M videos.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from torch import Tensor, nn
+
+__all__ = [
+    "Batch",
+    "CheckpointError",
+    "Claim",
+    "Clip",
+    "ClipBatch",
+    "Encoder",
+    "Episode",
+    "Example",
+    "FrameSpec",
+    "Hit",
+    "MediaError",
+    "MediaKind",
+    "MissingExtra",
+    "Moment",
+    "MoviolaError",
+    "Needs",
+    "Objective",
+    "Pair",
+    "PairObjective",
+    "Recipe",
+    "Refusal",
+    "StoreError",
+    "System",
+    "TimeSpan",
+    "UsageError",
+]
+
+# --------------------------------------------------------------------------------------------------
+# Errors: each says what was expected, what came and what to do next
+# --------------------------------------------------------------------------------------------------
+
+
+class MoviolaError(Exception):
+    """An error a user can act on. `hint` is the next thing to type or do; the CLI prints both."""
+
+    def __init__(self, problem: str, *, hint: str | None = None) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.problem} {self.hint}" if self.hint else self.problem
+
+
+class UsageError(MoviolaError):
+    """Arguments that cannot be meant: k of 0, an empty query, a column that is not there."""
+
+
+class MediaError(MoviolaError):
+    """A picture, video, sound or subtitle that cannot be read; `path` says which."""
+
+    def __init__(self, path: str | Path, problem: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{printable(path)}: {problem}", hint=hint)
+        self.path = path
+        self.reason = problem
+
+
+class CheckpointError(MoviolaError):
+    """Weights, configuration or tokenizer files that do not fit together, or may not be trusted."""
+
+
+class StoreError(MoviolaError):
+    """An index that cannot be opened, written or mixed with this model."""
+
+
+class Refusal(MoviolaError):
+    """A verb needs something the model does not have (text, one vector per video, ...)."""
+
+
+class MissingExtra(MoviolaError):
+    """An optional package is not installed; the hint names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"This needs the package '{package}', which is not installed.",
+            hint=f"Install it with: pip install 'moviola[{extra}]'",
+        )
+
+
+def printable(path: object) -> str:
+    """A path for messages: undecodable bytes and control characters are escaped, never raw."""
+    text = str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+# --------------------------------------------------------------------------------------------------
+# Time and media
+# --------------------------------------------------------------------------------------------------
+
+MediaKind = Literal["picture", "video"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TimeSpan:
+    """A range of time in seconds, `0 <= start <= end`; a picture or one instant has `start == end`.
+
+    >>> TimeSpan(0, 10).iou(TimeSpan(5, 15))
+    0.3333333333333333
+    """
+
+    start: float
+    end: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.start) and math.isfinite(self.end) and 0 <= self.start <= self.end):
+            raise UsageError(
+                f"A time span needs finite seconds with 0 <= start <= end, got ({self.start}, {self.end})."
+            )
+
+    @property
+    def duration(self) -> float:
+        return self.end - self.start
+
+    @property
+    def centre(self) -> float:
+        return (self.start + self.end) / 2
+
+    def overlap(self, other: TimeSpan) -> float:
+        """Seconds the two have in common."""
+        return max(0.0, min(self.end, other.end) - max(self.start, other.start))
+
+    def iou(self, other: TimeSpan) -> float:
+        """Temporal intersection over union (tIoU); two equal instants give 1, an instant else 0."""
+        if self == other:
+            return 1.0
+        union = self.duration + other.duration - self.overlap(other)
+        return self.overlap(other) / union if union > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A file, or the part of it that `span` names (`span=None`: all of it)."""
+
+    path: Path
+    span: TimeSpan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One picture or clip with its texts: a row of a training or evaluation table."""
+
+    id: str
+    media: Clip | bytes
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One stored unit (a frame, a clip or a picture) and its score for a query."""
+
+    file: str
+    kind: MediaKind
+    span: TimeSpan
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A time range that answers a query. `(0, 0)` for a picture; `thumbnail` is JPEG bytes."""
+
+    file: str
+    kind: MediaKind
+    span: TimeSpan
+    score: float
+    thumbnail: bytes | None = None
+    text: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "file": self.file,
+            "start": round(self.span.start, 3),
+            "end": round(self.span.end, 3),
+            "score": round(float(self.score), 6),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSpec:
+    """Which frames an encoder wants from a clip.
+
+    `count=None` takes any number. Samplers: `middle` (the middle frame of `count` equal intervals),
+    `uniform` (`count` instants from first to last frame), `rate` (`rate` frames per second),
+    `consecutive` (`count` frames `stride` apart). `padding` says what happens when the clip has
+    fewer frames: `repeat-last`, `loop`, `mask` (zeros with `mask=False`) or `refuse`.
+    """
+
+    count: int | None = None
+    sampler: Literal["middle", "uniform", "rate", "consecutive"] = "middle"
+    padding: Literal["repeat-last", "loop", "mask", "refuse"] = "repeat-last"
+    rate: float | None = None
+    stride: int = 1
+
+
+@dataclass(slots=True)
+class ClipBatch:
+    """A batch of clips at the model's door: float pixels already normalised by the recipe.
+
+    frames_BTCHW; times_BT in seconds; mask_BT True where a frame is real (always the convention
+    True = valid); sound_BS mono samples; text the raw strings that go with the clips.
+    """
+
+    frames_BTCHW: Tensor
+    times_BT: Tensor
+    mask_BT: Tensor
+    sound_BS: Tensor | None = None
+    text: Sequence[str] | None = None
+
+    def to(self, device: Any, dtype: Any = None) -> ClipBatch:
+        return replace(
+            self,
+            frames_BTCHW=self.frames_BTCHW.to(device, dtype),
+            times_BT=self.times_BT.to(device),
+            mask_BT=self.mask_BT.to(device),
+            sound_BS=None if self.sound_BS is None else self.sound_BS.to(device),
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+# Models
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How pixels and words must be prepared for a checkpoint. It belongs to the weights.
+
+    `size` is (height, width) after the crop. `resize`: `shortest` scales the short side to `size`,
+    `squash` scales both sides. `features` names the order and kind of stored vectors, so that two
+    indexes made differently never mix.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    resize: Literal["shortest", "squash"] = "shortest"
+    crop: Literal["center", "none"] = "center"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    sampler: FrameSpec = field(default_factory=FrameSpec)
+    features: str = "image_embedding"
+    tokenizer: str | None = None  # hash of the tokenizer's files; None where none is known
+    context_length: int = 77
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Recipe:
+        unknown = sorted(set(data) - {f.name for f in fields(cls)})
+        if unknown:
+            raise CheckpointError(
+                f"The recipe has fields this version does not know: {', '.join(unknown)}.",
+                hint="Upgrade with: pip install -U moviola",
+            )
+        made: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        if "sampler" in made:
+            made["sampler"] = FrameSpec(**made["sampler"])
+        return cls(**made)
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over every field: equal recipes prepare inputs equally."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What every image or video model of the house offers to the verbs (an `nn.Module`).
+
+    encode_text   tokens_NL (int64)             -> text_ND, not normalised
+    encode_image  pixels_BCHW                   -> image_BD, not normalised
+    encode_video  ClipBatch                     -> video_BD if `separable`, else video_BTD
+    pool          video_BTD, mask_BT            -> video_BD, a query-free vector for shortlists
+                                                   (for a separable encoder: the identity on video_BD)
+    score         text_ND, video (as encoded)   -> scores_NM, higher is better
+
+    `separable`: one vector per video whatever the query, so `score` is cosine times the logit
+    scale. `has_text` False: `encode_text` raises `Refusal`. `adaptation`: `none` for a base model,
+    `embedding` when it changes embeddings (index and search may use it), `classifier` when it only
+    adds a classifier (only classify and evaluate may).
+    """
+
+    dim: int
+    context_length: int
+    frame_spec: FrameSpec
+    has_text: bool
+    separable: bool
+    adaptation: Literal["none", "embedding", "classifier"]
+
+    def encode_text(self, tokens_NL: Tensor) -> Tensor: ...
+    def encode_image(self, pixels_BCHW: Tensor) -> Tensor: ...
+    def encode_video(self, batch: ClipBatch) -> Tensor: ...
+    def pool(self, video: Tensor, mask_BT: Tensor | None = None) -> Tensor: ...
+    def score(self, text_ND: Tensor, video: Tensor, mask_MT: Tensor | None = None) -> Tensor: ...
+
+
+# --------------------------------------------------------------------------------------------------
+# Training
+# --------------------------------------------------------------------------------------------------
+
+Batch = Mapping[str, Any]
+"""Named fields: `id` (list of str), `image` (B, C, H, W) or (B, views, C, H, W), `clip` (ClipBatch),
+`text` (B, L) tokens, and whatever an objective's `needs` adds (`caption`, `boxes`, `regions`, ...)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What an objective asks of the data and the model, so the loop loads and computes only that."""
+
+    fields: tuple[str, ...] = ("image", "text")
+    views: int = 1
+    outputs: tuple[str, ...] = ("image", "text")
+
+
+class Episode(Protocol):
+    """What the loop hands to `on_episode`: the rows to come and a way to run the model over them."""
+
+    index: int
+    count: int
+    row_ids: Sequence[int]
+
+    def extract(self, function: Callable[[Batch], Mapping[str, Tensor]]) -> Mapping[str, np.ndarray]:
+        """Run `function` without gradients over the episode's rows; stacked results in row order."""
+        ...
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A training objective (an `nn.Module`; its buffers and parameters go into the checkpoint).
+
+    forward returns named losses; the loop sums them (an objective weighs its own parts).
+    `scope`: `pair` losses depend on whole-batch embeddings only, so gradient caching applies;
+    `token` and `local` ones do not. In several processes the default is the global batch with the
+    full gradient; an objective that follows other authors takes `official_distributed=True`.
+    """
+
+    needs: Needs
+    scope: Literal["pair", "token", "local"]
+
+    def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]: ...
+    def param_groups(self, model: nn.Module) -> Iterable[dict[str, Any]]: ...
+    def on_episode(self, model: nn.Module, episode: Episode) -> None: ...
+    def after_step(self, model: nn.Module) -> None: ...
+
+
+@runtime_checkable
+class PairObjective(Objective, Protocol):
+    """An objective of scope `pair`, split so that the loop can cache gradients between the halves."""
+
+    def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]: ...
+    def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]: ...
+
+
+# --------------------------------------------------------------------------------------------------
+# The registry
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One published system: the line in its room's list is its registration.
+
+    `call` is the user's one line, shown in the docs; `entry` is `module:Class`, imported on use.
+    """
+
+    number: int
+    slug: str
+    title: str
+    url: str
+    call: str
+    entry: str
+
+    @property
+    def room(self) -> str:
+        return self.entry.split(".")[-2]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A tiny instance for the contract test, from a system's `example(seed)`.
+
+    `run(**inputs)` gives named outputs whose shapes must equal `shapes`; `batched` names the inputs
+    and outputs whose first axis is the batch (checked for order independence); `loss` names the
+    scalar output to differentiate, None where nothing trains. `module` is saved and loaded again.
+    """
+
+    run: Callable[..., Mapping[str, Any]]
+    inputs: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+    module: nn.Module | None = None
+    batched: tuple[str, ...] = ()
+    loss: str | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A paper's claim in miniature, run by the one driver behind `moviola reproduce`.
+
+    `run(arm, seed)` trains or evaluates one arm and returns named metrics. Equal data and steps for
+    every arm; all arms and seeds together within about three minutes on two cores. An arm named in
+    `cached` (arm -> key of (data, tower, steps)) is a baseline the driver may share across systems.
+    """
+
+    statement: str
+    data: str
+    metric: str
+    arms: tuple[str, ...]
+    ours: str
+    baseline: str
+    run: Callable[[str, int], Mapping[str, float]]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    higher_is_better: bool = True
+    cached: Mapping[str, str] = field(default_factory=dict)
