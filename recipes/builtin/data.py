@@ -17,7 +17,8 @@ from wordnet import hypernyms, read_nouns
 
 from moviola.clip.tokenizer import Tokenizer
 from moviola.data.hashing import hash_uint64, hash_uniform
-from moviola.data.world import picture
+from moviola.data.world_clip import WorldConfig, clip
+from moviola.data.world_scene import picture
 from moviola.train.augment import random_resized_crop
 
 SIZE = 64
@@ -99,6 +100,23 @@ def prepare_world(out: Path, count: int, seed: int = 1) -> None:
     (out / "world.json").write_text(json.dumps(captions))
 
 
+def prepare_clips(out: Path, count: int, seed: int = 2, frames: int = 4) -> None:
+    """A few frames of made clips with one event each, captioned with what happens in the clip."""
+    if (out / "clips.json").exists():
+        return
+    config = WorldConfig(size=SIZE, event_mix=(1, 0, 0), sound=0, subtitles=0)
+    pixels = np.lib.format.open_memmap(out / "clips.npy", "w+", np.uint8, (count * frames, SIZE, SIZE, 3))
+    captions = []
+    for i in range(count):
+        made = clip(seed, i, config=config)
+        span = made.events[0].span
+        inside = np.flatnonzero((made.times_T >= span.start) & (made.times_T < span.end))
+        chosen = inside[np.linspace(0, len(inside) - 1, frames).round().astype(int)]
+        pixels[i * frames : (i + 1) * frames] = made.frames_THWC[chosen]
+        captions += [list(made.short)] * frames
+    (out / "clips.json").write_text(json.dumps(captions))
+
+
 def train_tokenizer(out: Path, vocab_size: int = 8192) -> Tokenizer:
     """Byte-pair merges from every caption and, for words no caption holds, WordNet's glosses."""
     classes = json.loads((out / "classes.json").read_text())
@@ -125,8 +143,18 @@ class BuiltinData:
     """
 
     def __init__(
-        self, folder: Path, tokenizer: Tokenizer, *, size: int, made: Sequence[str] = ("world",)
+        self,
+        folder: Path,
+        tokenizer: Tokenizer,
+        *,
+        size: int,
+        made: Sequence[str] = ("world",),
+        own: bool = True,
+        kinds: float = 0.2,
+        smallest_crop: float = 0.35,
     ) -> None:
+        """`own`: a photo has its own caption as target. `kinds`: share of captions with a general word."""
+        self.own, self.kinds, self.smallest_crop = own, kinds, smallest_crop
         self.size = size
         self.tokenizer = tokenizer
         self.photos = np.load(folder / "photos.npy", mmap_mode="r")
@@ -145,18 +173,19 @@ class BuiltinData:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def _class_captions(self, seed: int, step: int) -> tuple[list[str], np.ndarray]:
-        """One caption per class and fits_CU: which classes each caption fits."""
+    def _class_captions(self, seed: int, step: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """One caption per class, fits_CU (which classes each caption fits) and own_C (whose is whose)."""
         ids = np.arange(len(self.classes), dtype=np.uint64) + np.uint64(step * len(self.classes))
         style, which, form = (hash_uniform(seed, ids, stream) for stream in (11, 12, 13))
         texts: dict[str, set[int]] = {}
+        chosen: list[str] = []
         for i, entry in enumerate(self.classes):
             names, kinds = entry["synonyms"], entry["hypernyms"]
-            if style[i] < 0.2 and kinds:
+            if style[i] < self.kinds and kinds:
                 words = kinds[min(int(which[i] ** 1.5 * len(kinds)), len(kinds) - 1)]
                 fits = self.fits[words.lower()]
                 text = TEMPLATES[int(form[i] * len(TEMPLATES))].format(words)
-            elif style[i] < 0.3 and kinds:
+            elif style[i] < self.kinds + 0.1 and kinds:
                 kind = kinds[int(which[i] * len(kinds))]
                 text = TYPE_TEMPLATES[int(form[i] * len(TYPE_TEMPLATES))].format(
                     name=entry["name"], kind=kind
@@ -168,10 +197,12 @@ class BuiltinData:
                 fits = self.fits[words.lower()]
                 text = TEMPLATES[int(form[i] * len(TEMPLATES))].format(words)
             texts.setdefault(text, set()).update(fits)
+            chosen.append(text)
         fits_CU = np.zeros((len(self.classes), len(texts)), bool)
         for u, fitting in enumerate(texts.values()):
             fits_CU[list(fitting), u] = True
-        return list(texts), fits_CU
+        place = {text: u for u, text in enumerate(texts)}
+        return list(texts), fits_CU, np.array([place[text] for text in chosen])
 
     def batch(self, rows: np.ndarray, *, seed: int, epoch: int, step: int) -> dict[str, Any]:
         pixels = np.empty((len(rows), SIZE, SIZE, 3), np.uint8)
@@ -180,7 +211,7 @@ class BuiltinData:
         for k, made in enumerate(self.made):
             here = (rows >= self.starts[k]) & (rows < self.starts[k + 1])
             pixels[here] = made[rows[here] - self.starts[k]]
-        texts, fits_CU = self._class_captions(seed, step)
+        texts, fits_CU, own_C = self._class_captions(seed, step)
         made_texts: dict[str, int] = {}
         draws = hash_uniform(seed, rows, stream=21 + epoch)
         own = np.full(len(rows), -1)
@@ -191,8 +222,10 @@ class BuiltinData:
         positives[is_photo, : len(texts)] = fits_CU[self.labels[rows[is_photo]]]
         made_rows = np.flatnonzero(~is_photo)
         positives[made_rows, len(texts) + own[made_rows]] = True
+        own[made_rows] += len(texts)
+        own[is_photo] = own_C[self.labels[rows[is_photo]]]
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        photo_crop = {"area": (0.35, 1.0), "aspect": (3 / 4, 4 / 3)}
+        photo_crop = {"area": (self.smallest_crop, 1.0), "aspect": (3 / 4, 4 / 3)}
         made_crop = {"area": (0.85, 1.0), "aspect": (0.95, 1.05)}
         out = torch.empty(len(rows), 3, self.size, self.size)
         for chosen, crop, flip in ((is_photo, photo_crop, 0.5), (~is_photo, made_crop, 0.0)):
@@ -201,9 +234,12 @@ class BuiltinData:
                 out[where] = random_resized_crop(
                     images[where], rows[chosen], seed=seed + 1000 * epoch, size=self.size, flip=flip, **crop
                 )
-        return {
+        batch = {
             "id": rows,
             "image": normalise(out),
             "text": torch.from_numpy(self.tokenizer([*texts, *made_texts], truncate=True)),
             "positives": torch.from_numpy(positives),
         }
+        if self.own:
+            batch["own"] = torch.from_numpy(own)
+        return batch

@@ -1,25 +1,39 @@
 """Train the built-in model: `python recipes/builtin/train.py --shared FOLDER --run runs/builtin`.
 
-Two phases, each resumable by running the same command again: small pictures first (48 px, where a
-step costs little more than half), then the real size with frames of made clips added. Needs the
-photo tables `tiny_imagenet_train_{0,1}.parquet` and a WordNet database folder.
+Three phases, resumable by running the same command again: small pictures with general words, small
+pictures with names (48 px, where a step costs little more than half), then the real size with frames
+of made clips added. Needs the photo tables `tiny_imagenet_train_{0,1}.parquet` and a WordNet database folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from evaluate import zero_shot_accuracy
 
-from data import SIZE, BuiltinData, add_hypernyms, prepare_photos, prepare_world, train_tokenizer
+from data import (
+    MEAN,
+    SIZE,
+    STD,
+    BuiltinData,
+    add_hypernyms,
+    prepare_clips,
+    prepare_photos,
+    prepare_world,
+    train_tokenizer,
+)
 from moviola.clip.config import ClipConfig, TextConfig, VitConfig
+from moviola.clip.loaded import Model
 from moviola.clip.model import CLIP
 from moviola.clip.tokenizer import Tokenizer
 from moviola.train.loop import Progress, TrainConfig, train
 from moviola.train.objectives import Contrastive
+from moviola.types import Recipe
 
 CONFIG = ClipConfig(
     embed_dim=256,
@@ -46,8 +60,9 @@ def main() -> None:
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
     parser.add_argument("--run", type=Path, default=Path("runs/builtin"))
     parser.add_argument("--world", type=int, default=36_000, help="made scenes")
-    parser.add_argument("--small-steps", type=int, default=2400)
-    parser.add_argument("--full-steps", type=int, default=1000)
+    parser.add_argument("--clips", type=int, default=6_000, help="made clips")
+    parser.add_argument("--names-steps", type=int, default=1100)
+    parser.add_argument("--full-steps", type=int, default=800)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
@@ -70,34 +85,68 @@ def main() -> None:
 
     def evaluate(module: torch.nn.Module, step: int) -> dict[str, float]:
         accuracy = zero_shot_accuracy(
-            module, tokenizer, args.shared / "tiny_imagenet_val.parquet", names, limit=2000, size=SIZE
+            module, tokenizer, args.shared / "tiny_imagenet_val.parquet", names, limit=1000, size=SIZE
         )
         print(
             f"step {step}: zero-shot top-1 {accuracy['top1']:.2f}, top-5 {accuracy['top5']:.2f}", flush=True
         )
         return accuracy
 
-    phases = (
-        ("small", 48, ("world",), TrainConfig(steps=args.small_steps, lr=1.5e-3, lr_floor=0.25, warmup=200)),
-        ("full", SIZE, ("world", "clips"), TrainConfig(steps=args.full_steps, lr=4e-4, warmup=50, seed=1)),
+    small = {"size": 48, "made": ("world",)}
+    full = {"size": SIZE, "made": ("world", "clips")}
+    phases: tuple[tuple[str, dict[str, Any], TrainConfig, int | None], ...] = (
+        # general words first: an animal, a vehicle, a red circle
+        (
+            "coarse",
+            small | {"own": False},
+            TrainConfig(steps=2000, lr=1.5e-3, lr_floor=0.25, warmup=200),
+            900,
+        ),
+        (
+            "names",
+            small | {"kinds": 0.12, "smallest_crop": 0.5},
+            TrainConfig(steps=args.names_steps, lr=1.5e-3, lr_floor=0.25, warmup=50, seed=1),
+            None,
+        ),
+        (
+            "full",
+            full | {"kinds": 0.12, "smallest_crop": 0.5},
+            TrainConfig(steps=args.full_steps, lr=4e-4, warmup=50, seed=2),
+            None,
+        ),
     )
-    for name, size, made, config in phases:
-        if not all((cache / f"{m}.json").exists() for m in made):
-            print(f"phase {name}: waiting for {made}; run prepare_clips and this command again")
-            return
-        config = TrainConfig(**{**config.__dict__, "precision": "bfloat16", "save_every": 100})
-        data = BuiltinData(cache, tokenizer, size=size, made=made)
-        objective = Contrastive(weight_decay=0.1)
+    for name, options, config, stop_at in phases:
+        if "clips" in options["made"]:
+            prepare_clips(cache, args.clips)
         train(
             model,
-            objective,
-            data,
-            config,
+            Contrastive(weight_decay=0.1),
+            BuiltinData(cache, tokenizer, **options),
+            replace(config, precision="bfloat16", save_every=100),
             args.run / name,
             on_progress=report,
             evaluate=evaluate,
-            evaluate_every=400,
+            evaluate_every=200,
+            stop_at=stop_at,
         )
+    save(model, tokenizer, args.run / "model")
+
+
+def save(model: CLIP, tokenizer: Tokenizer, folder: Path) -> None:
+    """The native model folder that the package carries, at half precision."""
+    model.visual.resize_positions = False
+    recipe = Recipe(size=(SIZE, SIZE), mean=MEAN, std=STD)
+    made = Model(
+        model.float().to(memory_format=torch.contiguous_format),
+        config=CONFIG.to_json(),
+        recipe=recipe,
+        tokenizer=tokenizer,
+        name="builtin",
+        device="cpu",
+        licence="Apache-2.0",
+    )
+    made.save(folder, dtype="float16")
+    print(f"saved {folder}")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from PIL import Image
 
 from moviola.data import world_text as text
 from moviola.data.world import picture
-from moviola.data.world_draw import COLOURS, LARGEST_TURN, SHAPES, SIZES, Dice, Look, paint
+from moviola.data.world_draw import Look, paint
 from moviola.data.world_scene import Ground, Scene, Thing
+from moviola.data.world_shapes import COLOURS, LARGEST_TURN, SHAPES, SIZES, Dice
 from moviola.types import UsageError
 
 NOUNS = {word: shape for shape in SHAPES for word in text.SHAPE_WORDS.get(shape, (shape,))}
@@ -30,7 +31,7 @@ def test_same_bytes_alone_or_in_any_order() -> None:
     assert forward[1].pixels_HWC.tobytes() != forward[0].pixels_HWC.tobytes()
 
 
-def test_known_bytes_do_not_drift_with_the_seed_type() -> None:
+def test_numpy_integers_serve_as_seeds() -> None:
     assert picture(np.int64(3), 5).captions == picture(3, 5).captions  # type: ignore[arg-type]
 
 
@@ -49,8 +50,8 @@ def test_masks_boxes_and_words_agree_with_the_things(seed: int, index: int, size
         assert mask.any(), "every thing is visible"
         rows, columns = np.nonzero(mask)
         x0, y0, x1, y1 = thing.box
-        assert x0 <= columns.min() and columns.max() < x1
-        assert y0 <= rows.min() and rows.max() < y1
+        assert x0 <= columns.min() <= columns.max() < x1
+        assert y0 <= rows.min() <= rows.max() < y1
         assert abs((columns.min() + columns.max() + 1) / 2 - (x0 + x1) / 2) <= 1.5 + 0.05 * size
         low, high = SIZES[thing.size]
         assert low * size <= thing.radius <= high * size
@@ -63,7 +64,8 @@ def test_masks_boxes_and_words_agree_with_the_things(seed: int, index: int, size
         assert abs(wide) > 2 * abs(narrow)
     if scene.relation == "inside":
         inner, outer = (thing.box for thing in scene.things)
-        assert outer[0] < inner[0] and outer[1] < inner[1] and inner[2] < outer[2] and inner[3] < outer[3]
+        assert outer[0] < inner[0] < inner[2] < outer[2]
+        assert outer[1] < inner[1] < inner[3] < outer[3]
     for caption in scene.captions + scene.held_out:
         check_words(scene, caption)
 
@@ -88,22 +90,22 @@ def check_words(scene: Scene, caption: str) -> None:
     assert numbers <= {len(scene.things)}, caption
 
 
-@pytest.mark.parametrize("name", COLOURS)
-def test_the_pixels_of_a_thing_have_its_colour(name: str) -> None:
-    """The mean colour inside a plain thing's mask is nearest to the colour its caption names."""
-    right = total = 0
+def test_the_pixels_of_a_thing_have_its_colour() -> None:
+    """The median colour inside a plain thing's mask is nearest to the colour its caption names."""
     names = list(COLOURS)
     table = np.array([COLOURS[c] for c in names], dtype=float)
-    for index in range(400):
+    votes: dict[str, list[bool]] = {name: [] for name in names}
+    for index in range(500):
         scene = picture(11, index, masks=True)
         assert scene.masks_KHW is not None
         for thing, mask in zip(scene.things, scene.masks_KHW):
-            if thing.colour == name and thing.texture == "plain" and mask.sum() > 40:
-                mean = np.median(scene.pixels_HWC[mask].astype(float), axis=0)
-                right += names[int(np.argmin(np.linalg.norm(table - mean, axis=1)))] == name
-                total += 1
-    assert total > 10
-    assert right / total > 0.8
+            if thing.texture == "plain" and mask.sum() > 40:
+                middle = np.median(scene.pixels_HWC[mask].astype(float), axis=0)
+                nearest = names[int(np.argmin(np.linalg.norm(table - middle, axis=1)))]
+                votes[thing.colour].append(nearest == thing.colour)
+    for name, right in votes.items():
+        assert len(right) > 10, name
+        assert np.mean(right) > 0.75, name
 
 
 def test_every_shape_can_be_told_from_every_other() -> None:
@@ -117,7 +119,7 @@ def test_every_shape_can_be_told_from_every_other() -> None:
         assert not drawn[shape][:7].any()  # nothing sticks out of the radius
     for first, second in itertools.combinations(SHAPES, 2):
         a, b = drawn[first], drawn[second]
-        assert (a & b).sum() / (a | b).sum() < 0.87, (first, second)
+        assert (a & b).sum() / (a | b).sum() < 0.92, (first, second)
     assert set(LARGEST_TURN) == set(SHAPES)
 
 
@@ -171,10 +173,20 @@ def test_splits_keep_colours_and_shapes_apart() -> None:
         assert {t.colour for t in scene.things} | set(scene.ground.colours) <= {"red", "blue", "white"}
 
 
-def test_too_few_colours_is_an_error() -> None:
-    with pytest.raises(UsageError, match="more colours"):
-        for i in range(50):
-            picture(0, i, colours=("red",))
+@pytest.mark.parametrize(
+    ("colours", "shapes", "words"),
+    [
+        (("red", "blue"), SHAPES, "three colours"),
+        (tuple(COLOURS), (), "a shape"),
+        (("red", "blue", "mauve"), SHAPES, "mauve"),
+        (tuple(COLOURS), ("blob",), "blob"),
+    ],
+)
+def test_an_impossible_palette_is_an_error(
+    colours: tuple[str, ...], shapes: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        picture(0, 0, colours=colours, shapes=shapes)
 
 
 def test_object_and_ground_differ_in_colour() -> None:

@@ -119,15 +119,16 @@ def write_native(
     return write_folder(Path(folder), fill, marker=MANIFEST)
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None], *, marker: str) -> Path:
+def write_folder(folder: Path, fill: Callable[[Path], None], *, marker: str | None) -> Path:
     """Fill a new folder beside `folder`, then put it in its place by renaming.
 
     A folder that is already there is replaced only when it is empty or holds `marker`, the file that
-    says it is a model of the same kind.
+    says it is a model of the same kind (None: only when it is empty).
     """
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{printable(folder)} is a file, expected a folder to write the model to.")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
+    replaceable = marker is not None and (folder / marker).is_file()
+    if folder.is_dir() and any(folder.iterdir()) and not replaceable:
         raise CheckpointError(
             f"{printable(folder)} holds other files, so it is not overwritten.",
             hint="Name a new or empty folder.",
@@ -181,7 +182,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"There are no weights at {printable(path)}.")
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(
             f"{printable(path)} is not a whole safetensors file: {error}.",
             hint="Download or copy it again.",

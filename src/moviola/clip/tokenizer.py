@@ -311,6 +311,8 @@ class Tokenizer:
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             initial_alphabet=symbols,
+            # listed beforehand, so that ties between merges are broken alike in every run
+            special_tokens=[s + WORD_END for s in symbols],
             end_of_word_suffix=WORD_END,
             show_progress=False,
         )

@@ -11,7 +11,8 @@ from PIL import Image
 
 from moviola.data import world_draw as draw
 from moviola.data import world_text as text
-from moviola.data.world_draw import COLOURS, GROUNDS, SHAPES, SIZES, TEXTURES, Dice
+from moviola.data.world_draw import GROUNDS, TEXTURES
+from moviola.data.world_shapes import COLOURS, FACINGS, LARGEST_TURN, SHAPES, SIZES, Dice, Rgb, jitter, mix
 from moviola.types import UsageError
 
 __all__ = ["Ground", "Photo", "Scene", "Thing", "picture"]
@@ -20,7 +21,7 @@ Photo = Image.Image | np.ndarray | tuple[Image.Image | np.ndarray, str]
 """A picture alone (used as a ground), or with the name of what it shows (also used as an object)."""
 
 _GROUND_SHARES = (0.24, 0.12, 0.09, 0.06, 0.06, 0.1, 0.11, 0.05, 0.05, 0.04, 0.04, 0.04)
-_NATURAL: dict[str, tuple[tuple[str, ...], tuple[draw.Rgb, draw.Rgb]]] = {
+_NATURAL: dict[str, tuple[tuple[str, ...], tuple[Rgb, Rgb]]] = {
     # kind -> colours an object on it must not have, the two colours it is made of
     "grass": (("green",), ((40, 98, 30), (96, 170, 62))),
     "sky": (("blue", "white"), ((96, 164, 232), (244, 248, 252))),
@@ -28,7 +29,7 @@ _NATURAL: dict[str, tuple[tuple[str, ...], tuple[draw.Rgb, draw.Rgb]]] = {
     "water": (("blue",), ((24, 92, 158), (110, 182, 216))),
     "bricks": (("red", "brown", "orange"), ((158, 70, 52), (206, 196, 184))),
 }
-_ALIKE: dict[str, tuple[str, ...]] = {
+ALIKE: dict[str, tuple[str, ...]] = {
     # colours too close to tell apart as object and ground once light and noise are added
     "red": ("orange", "pink"),
     "orange": ("red", "yellow", "brown"),
@@ -95,6 +96,21 @@ class Scene:
     masks_KHW: np.ndarray | None = None
 
 
+def check_palette(colours: Sequence[str], shapes: Sequence[str]) -> None:
+    """Refuse names the world does not know, and too few colours for an object to differ from its ground."""
+    unknown = [c for c in colours if c not in COLOURS] + [s for s in shapes if s not in SHAPES]
+    if unknown:
+        raise UsageError(
+            f"The made world does not know {', '.join(unknown)}.",
+            hint=f"Colours: {', '.join(COLOURS)}. Shapes: {', '.join(SHAPES)}.",
+        )
+    if len(set(colours)) < 3 or not shapes:
+        raise UsageError(
+            f"The made world needs three colours and a shape, got {len(set(colours))} and {len(shapes)}.",
+            hint="A ground uses up to two colours, and an object needs another.",
+        )
+
+
 def split_photo(photo: Photo) -> tuple[Image.Image, str | None]:
     picture_, name = photo if isinstance(photo, tuple) else (photo, None)
     made = Image.fromarray(picture_) if isinstance(picture_, np.ndarray) else picture_
@@ -113,9 +129,10 @@ def roll_ground(
         return Ground("photo", (), name), look, ()
     shares = [share if kind in kinds else 0.0 for kind, share in zip(GROUNDS, _GROUND_SHARES)]
     at, kind = dice.draw() * sum(shares), "plain"
-    for kind, share in zip(GROUNDS, shares):
+    for name, share in zip(GROUNDS, shares):
         at -= share
         if at < 0:
+            kind = name
             break
     variant = dice.below(8)
     if kind in _NATURAL:
@@ -123,38 +140,38 @@ def roll_ground(
         shades = (_shade(first, dice), _shade(second, dice))
         return Ground(kind, ()), draw.SceneryLook(kind, shades, variant, place), avoid
     name = dice.pick(colours)
-    colour = draw.jitter(name, dice)
+    colour = jitter(name, dice)
     if kind == "plain":
         return (
             Ground(kind, (name,)),
             draw.SceneryLook(kind, (colour, colour), 0, place),
-            (name, *_ALIKE[name]),
+            (name, *ALIKE[name]),
         )
     if kind == "gradient":
         other = dice.pick([c for c in colours if c != name])
-        look = draw.SceneryLook(kind, (colour, draw.jitter(other, dice)), variant, place)
-        return Ground(kind, (name, other)), look, (name, other, *_ALIKE[name], *_ALIKE[other])
+        look = draw.SceneryLook(kind, (colour, jitter(other, dice)), variant, place)
+        return Ground(kind, (name, other)), look, (name, other, *ALIKE[name], *ALIKE[other])
     second = trim(colour, dice, dice.uniform(0.3, 0.55))
     return (
         Ground(kind, (name,)),
         draw.SceneryLook(kind, (colour, second), variant, place),
-        (name, *_ALIKE[name]),
+        (name, *ALIKE[name]),
     )
 
 
-def _shade(colour: draw.Rgb, dice: Dice) -> draw.Rgb:
-    return draw.mix(colour, (255, 255, 255) if dice.chance(0.5) else (0, 0, 0), dice.uniform(0, 0.18))
+def _shade(colour: Rgb, dice: Dice) -> Rgb:
+    return mix(colour, (255, 255, 255) if dice.chance(0.5) else (0, 0, 0), dice.uniform(0, 0.18))
 
 
-def trim(colour: draw.Rgb, dice: Dice, share: float) -> draw.Rgb:
+def trim(colour: Rgb, dice: Dice, share: float) -> Rgb:
     """A lighter or darker partner of the colour, for stripes, dots and checks."""
     light = sum(colour) / 3
     towards_white = light < 70 or (light < 190 and dice.chance(0.6))
-    return draw.mix(colour, (255, 255, 255) if towards_white else (0, 0, 0), share)
+    return mix(colour, (255, 255, 255) if towards_white else (0, 0, 0), share)
 
 
 def roll_look(dice: Dice, shape: str, colour: str, texture: str) -> draw.Look:
-    shade = draw.jitter(colour, dice)
+    shade = jitter(colour, dice)
     place = (dice.draw(), dice.draw(), dice.uniform(0.2, 0.3))
     rim = trim(shade, dice, 0.75) if dice.chance(0.18) else None
     shadow = dice.uniform(0.1, 0.25) if dice.chance(0.15) else 0.0
@@ -167,12 +184,12 @@ def roll_angle(dice: Dice, shape: str) -> tuple[float, str | None]:
     """A turn that keeps the shape's name true, and an arrow's facing."""
     if shape == "photo":
         return 0.0, None
-    limit = draw.LARGEST_TURN[shape]
+    limit = LARGEST_TURN[shape]
     turn = dice.uniform(-limit, limit)
     if shape != "arrow":
         return turn, None
-    facing = dice.pick(tuple(draw.FACINGS))
-    return turn + draw.FACINGS[facing], facing
+    facing = dice.pick(tuple(FACINGS))
+    return turn + FACINGS[facing], facing
 
 
 def roll_texture(dice: Dice) -> str:
@@ -271,6 +288,7 @@ def picture(
     The same (seed, index) and arguments give the same bytes; asking for masks changes nothing else.
     `photos` serve as grounds (blurred) and, where they carry a name, as objects.
     """
+    check_palette(colours, shapes)
     dice = Dice(seed, index)
     ground, look, avoid = roll_ground(dice, photos, colours)
     palette = [colour for colour in colours if colour not in avoid] or [
@@ -302,7 +320,8 @@ def picture(
     else:
         centres = _spread(dice, radii, size)
 
-    things, looks = [], []
+    things: list[Thing] = []
+    looks: list[draw.Look] = []
     kinds_left = dice.sample(shapes, min(count, len(shapes))) if not same else []
     first_shape, first_colour, texture = dice.pick(shapes), dice.pick(palette), roll_texture(dice)
     for k in range(count):
@@ -317,7 +336,7 @@ def picture(
                     [s for s in ("circle", "square", "hexagon", "ring") if s in shapes] or shapes
                 )
                 texture = "plain"
-                others = [c for c in palette if c != things[0].colour and c not in _ALIKE[things[0].colour]]
+                others = [c for c in palette if c != things[0].colour and c not in ALIKE[things[0].colour]]
                 colour = dice.pick(others or palette)
         elif named and not same and dice.chance(0.3):
             image, name = split_photo(dice.pick(named))

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from moviola.data.world_draw import Dice
     from moviola.data.world_scene import Ground, Scene, Thing
+    from moviola.data.world_shapes import Dice
 
 __all__ = [
     "HELD_OUT_TEMPLATES",
@@ -156,10 +156,11 @@ def colour_word(name: str, dice: Dice) -> str:
     return dice.pick(GRAY) if name == "gray" else name
 
 
-def noun_phrase(thing: Thing, dice: Dice, *, count: int = 1, size: bool = True, bare: bool = False) -> str:
-    """`a small striped red star`; with `count`, `three small red stars`; `bare` drops the article.
+def noun_phrase(thing: Thing, dice: Dice, *, count: int = 1, size: bool = True, colour: bool = True) -> str:
+    """`a small striped red star`; with `count`, `three small red stars`.
 
-    Colour and shape are always there; size and texture sometimes; an arrow's facing sometimes.
+    Colour (unless told not to) and shape are always there; size, texture and an arrow's facing
+    sometimes.
     """
     words = []
     if size and thing.size in SIZE_WORDS and dice.chance(0.55):
@@ -170,7 +171,8 @@ def noun_phrase(thing: Thing, dice: Dice, *, count: int = 1, size: bool = True, 
     else:
         if thing.texture in TEXTURE_WORDS and dice.chance(0.7):
             words.append(dice.pick(TEXTURE_WORDS[thing.texture]))
-        words.append(colour_word(thing.colour, dice))
+        if colour:
+            words.append(colour_word(thing.colour, dice))
         noun = dice.pick(SHAPE_WORDS.get(thing.shape, (thing.shape,)))
         words.append(plural(noun) if count > 1 else noun)
         if thing.facing is not None and count == 1 and dice.chance(0.6):
@@ -179,8 +181,6 @@ def noun_phrase(thing: Thing, dice: Dice, *, count: int = 1, size: bool = True, 
     if count > 1:
         number = str(count) if dice.chance(0.15) else NUMBERS[count]
         return f"{number} {phrase}"
-    if bare:
-        return phrase
     return f"one {phrase}" if dice.chance(0.06) else article(phrase)
 
 

@@ -9,40 +9,48 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moviola.media.batches import FrameBatch
+    from moviola.media.files import PICTURES, VIDEOS, Found, media_kind, walk
     from moviola.media.pictures import jpeg, on_white, read_picture
     from moviola.media.subtitles import Subtitle, read_subtitles
-    from moviola.media.video import FrameBatch, StreamInfo, Video
-    from moviola.media.files import PICTURES, VIDEOS, Found, media_kind, walk
+    from moviola.media.video import StreamInfo, Video
     from moviola.media.writer import VideoWriter, cut, write_video
 
-_HOME = {
-    "FrameBatch": "video",
-    "Found": "files",
-    "PICTURES": "files",
-    "StreamInfo": "video",
-    "Subtitle": "subtitles",
-    "VIDEOS": "files",
-    "Video": "video",
-    "VideoWriter": "writer",
-    "cut": "writer",
-    "jpeg": "pictures",
-    "media_kind": "files",
-    "on_white": "pictures",
-    "read_picture": "pictures",
-    "read_subtitles": "subtitles",
-    "walk": "files",
-    "write_video": "writer",
-}
+__all__ = [
+    "PICTURES",
+    "VIDEOS",
+    "Found",
+    "FrameBatch",
+    "StreamInfo",
+    "Subtitle",
+    "Video",
+    "VideoWriter",
+    "cut",
+    "jpeg",
+    "media_kind",
+    "on_white",
+    "read_picture",
+    "read_subtitles",
+    "walk",
+    "write_video",
+]
 
-__all__ = list(_HOME)
+_HOME = {
+    "batches": ("FrameBatch",),
+    "files": ("PICTURES", "VIDEOS", "Found", "media_kind", "walk"),
+    "pictures": ("jpeg", "on_white", "read_picture"),
+    "subtitles": ("Subtitle", "read_subtitles"),
+    "video": ("StreamInfo", "Video"),
+    "writer": ("VideoWriter", "cut", "write_video"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), name)
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted([*globals(), *__all__])

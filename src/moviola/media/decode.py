@@ -98,7 +98,8 @@ class Reader:
         self._zero = origin(self.container, self.stream) / self.stream.time_base
         self._whole_zero = int(self._zero) if self._zero.denominator == 1 else None
         rate = self.stream.guessed_rate or self.stream.average_rate
-        self._step = 1 / (float(rate) * self.tick) if rate else 0.04 / self.tick
+        self.step = 1 / float(rate) if rate else 0.04
+        self._step = self.step / self.tick
         # AVI stores no presentation times; what the parser adds is right only where it reads the
         # order of frames from the stream itself.
         self._no_pts = self.container.format.name == "avi" and codec.name not in ("h264", "hevc")
@@ -227,7 +228,7 @@ class Reader:
         """True when a key frame lies between: seeking saves decoding what is in the gap."""
         if target < here:
             return True
-        entries = getattr(self.stream, "index_entries", ())
+        entries: Any = self.stream.index_entries
         if len(entries) > 1:
             found = entries.search_timestamp(self.stamp(target))
             if 0 <= found < len(entries):
@@ -257,12 +258,21 @@ class Scaler:
         self._short_side = short_side
         self.size = size
         self._reformatter = VideoReformatter()
+        # Asking a frame for its side data ties the two together until Python's garbage collector
+        # comes: hundreds of large frames. So it is asked once for every angle.
+        self._upright: dict[int, tuple[int, bool]] = {}
+
+    def _orientation(self, frame: Any) -> tuple[int, bool]:
+        angle = frame.rotation
+        if angle not in self._upright:
+            self._upright[angle] = orientation(frame)
+        return self._upright[angle]
 
     def fix(self, frame: Any) -> tuple[int, int]:
         """The (height, width) of every frame to come, decided by the first one."""
         if self.size is None:
             height, width = frame.height, frame.width
-            if orientation(frame)[0] % 2:
+            if self._orientation(frame)[0] % 2:
                 height, width = width, height
             if self._short_side is not None:
                 short, side = min(height, width), self._short_side
@@ -272,7 +282,7 @@ class Scaler:
 
     def __call__(self, frame: Any) -> np.ndarray:
         height, width = self.fix(frame)
-        turns, mirrored = orientation(frame)
+        turns, mirrored = self._orientation(frame)
         if turns % 2:
             height, width = width, height
         small = self._reformatter.reformat(
@@ -312,3 +322,15 @@ def no_frames(reader: Reader) -> MediaError:
     if reader.damage:
         detail += f" ({reader.damage})"
     return MediaError(reader.path, f"the video stream holds no frame that can be decoded{detail}.")
+
+
+def damage(reader: Reader, last: float | None, promised: float | None) -> str | None:
+    """A sentence when decoding ended early, from what was read and what the header promised."""
+    at = 0.0 if last is None else last
+    if reader.damage is not None:
+        return f"{reader.damage} after {at:.2f} s"
+    if promised is not None and promised - at > max(1.0, 0.03 * promised):
+        return f"the frames end at {at:.2f} s, but the header promises {promised:.2f} s"
+    if reader.bad_packets:
+        return f"{reader.bad_packets} packets could not be decoded and were passed over"
+    return None

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from moviola.types import MediaKind
 
-PICTURES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .tga .avif .jp2".split()
+_PICTURES = "jpg jpeg jpe jfif png webp gif bmp dib tif tiff ppm pgm pbm pnm tga avif jp2"
+_VIDEOS = (
+    "mp4 m4v mov qt mkv webm avi mpg mpeg m2v mpe ts mts m2ts vob wmv asf flv f4v 3gp 3g2 ogv mxf mjpeg mjpg "
+    "divx dv h264 264 h265 265 hevc ivf y4m nut"
 )
-VIDEOS = frozenset(
-    ".mp4 .m4v .mov .qt .mkv .webm .avi .mpg .mpeg .m2v .mpe .ts .mts .m2ts .vob .wmv .asf .flv .f4v .3gp "
-    ".3g2 .ogv .mxf .mjpeg .mjpg .divx .dv .h264 .264 .h265 .265 .hevc .ivf .y4m .nut".split()
-)
+PICTURES = frozenset("." + name for name in _PICTURES.split())
+VIDEOS = frozenset("." + name for name in _VIDEOS.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,15 @@ def walk(
     files: set[str] = set()
     for given in [paths] if isinstance(paths, (str, Path)) else paths:
         yield from _visit(Path(given), True, skip, folders, files)
+
+
+def _transport_stream(path: Path) -> bool:
+    """True for MPEG-TS, False for TypeScript, which has the same ending."""
+    try:
+        with path.open("rb") as file:
+            return file.read(5).rfind(b"G") in (0, 4)
+    except OSError:
+        return True
 
 
 def _silent(path: Path, reason: str) -> None:
@@ -96,6 +105,8 @@ def _visit(
         if kind is None:
             if named:
                 skip(path, "its name does not end like a picture's or a video's")
+            continue
+        if path.suffix.lower() == ".ts" and not named and not _transport_stream(path):
             continue
         if not stat.S_ISREG(found.st_mode):
             skip(path, "it is a pipe, socket or device, not a file")

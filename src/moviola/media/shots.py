@@ -39,7 +39,7 @@ class ShotFinder:
     number of frames whose decision is final.
     """
 
-    def __init__(self, threshold: float = 3.0, *, floor: float = 10.0, shortest: float = 0.4) -> None:
+    def __init__(self, threshold: float = 3.0, *, floor: float = 30.0, shortest: float = 0.4) -> None:
         if not (threshold >= 1 and floor >= 0 and shortest >= 0):
             raise UsageError(
                 f"Shots need threshold >= 1, floor >= 0 and shortest >= 0, "
@@ -73,6 +73,15 @@ class ShotFinder:
         for number in range(self.settled, self._count):
             self._decide(number)
 
+    def between(self, before: int, number: int) -> bool:
+        """True if a shot starts after frame `before` and not after frame `number`."""
+        for cut, _ in reversed(self.cuts):
+            if cut <= before:
+                break
+            if cut <= number:
+                return True
+        return False
+
     def _decide(self, number: int) -> None:
         self.settled = number + 1
         here = number - (self._count - len(self._recent))
@@ -99,15 +108,20 @@ class ShotFinder:
         if frame.format.name not in _PLANAR:
             height, width = min(frame.height, 72), min(frame.width, 128)
             frame = self._reformatter.reformat(
-                frame, width=width, height=height, format="yuv444p", interpolation=Interpolation.AREA, threads=1
+                frame,
+                width=width,
+                height=height,
+                format="yuv444p",
+                interpolation=Interpolation.AREA,
+                threads=1,
             )
         return np.concatenate([_plane(plane) * weight for plane, weight in zip(frame.planes, _WEIGHTS)])
 
 
 def _plane(plane: Any) -> np.ndarray:
-    """Grid means and quantiles of one 8-bit plane, from about 72 x 128 of its samples."""
+    """Grid means and quantiles of one 8-bit plane, from about 54 x 96 of its samples."""
     whole = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
-    some = whole[:: max(1, plane.height // 72), :: max(1, plane.width // 128)]
+    some = whole[:: max(1, plane.height // 54), :: max(1, plane.width // 96)]
     rows, columns = min(_ROWS, some.shape[0]), min(_COLUMNS, some.shape[1])
     tall, wide = some.shape[0] // rows, some.shape[1] // columns
     blocks = some[: rows * tall, : columns * wide].reshape(rows, tall, columns, wide)

@@ -1,9 +1,10 @@
-"""Mono sound on the video's clock: resampled, gaps filled with silence, encoder padding cut off."""
+"""Sound on the video's clock: resampled, gaps filled with silence, encoder padding cut off."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +21,44 @@ _PREROLL = 0.5
 """Seconds decoded before the wanted start: codecs and resamplers need a run-up."""
 
 _LONGEST_GAP = 3600.0
+_MOST_PADDING = 0.3
 
 
 def iter_sound(
-    path: Path, rate: int = 16000, *, start: float = 0.0, end: float | None = None, seconds: float = 30.0
+    path: Path,
+    rate: int = 16000,
+    *,
+    start: float = 0.0,
+    end: float | None = None,
+    seconds: float = 30.0,
+    channels: int = 1,
 ) -> Iterator[np.ndarray]:
-    """Mono float32 in [-1, 1] at `rate`, in pieces of `seconds`, from `start` to `end` (or the end).
+    """Float32 in [-1, 1] at `rate`, (S,) or (S, channels), in pieces of `seconds`, from `start` on.
 
-    Sample n belongs to time `start + n / rate` on the video's clock. Channels are averaged. Where
-    the file has no sound for a while (also before its first sample) there is silence. `MediaError`
-    if the file has no sound at all.
+    Sample n belongs to time `start + n / rate` on the video's clock. One channel is the average of
+    all; two keep stereo. Where the file has no sound for a while (also before its first sample)
+    there is silence. `MediaError` if the file has no sound at all.
     """
-    if rate < 1:
-        raise UsageError(f"A sampling rate must be positive, got {rate}.")
+    if rate < 1 or channels not in (1, 2):
+        raise UsageError(f"Sound needs a positive rate and 1 or 2 channels, got {rate} and {channels}.")
     if not (math.isfinite(start) and start >= 0) or (end is not None and not end >= start):
         raise UsageError(f"A range needs 0 <= start <= end in seconds, got start={start}, end={end}.")
-    return _pieces(path, rate, start, end, max(1, round(seconds * rate)))
+    return _pieces(path, _Wish(rate, channels), start, end, max(1, round(seconds * rate)))
 
 
-def _pieces(path: Path, rate: int, start: float, end: float | None, size: int) -> Iterator[np.ndarray]:
-    left = None if end is None else max(0, round((end - start) * rate))
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    rate: int
+    channels: int
+
+
+def _pieces(path: Path, wish: _Wish, start: float, end: float | None, size: int) -> Iterator[np.ndarray]:
+    left = None if end is None else max(0, round((end - start) * wish.rate))
     held: list[np.ndarray] = []
     count = 0
-    for part in _samples(path, rate, start):
+    for part in _samples(path, wish, start):
+        if wish.channels == 1:
+            part = part[:, 0]
         if left is not None:
             part = part[:left]
             left -= len(part)
@@ -59,45 +75,37 @@ def _pieces(path: Path, rate: int, start: float, end: float | None, size: int) -
         yield np.concatenate(held)
 
 
-def _samples(path: Path, rate: int, start: float) -> Iterator[np.ndarray]:
-    """Samples at `rate` from `start` on, in pieces as they come."""
+def _samples(path: Path, wish: _Wish, start: float) -> Iterator[np.ndarray]:
+    """Samples (S, channels) from `start` on, in pieces as they come."""
     with opened(path) as container:
         stream = sound_stream(container, path)
         zero = float(_zero(container, path, stream))
-        begin = _seek(container, stream, zero, start)
-        resampler = _Resampler(rate)
+        seeked = _seek(container, stream, zero, start)
+        resampler = _Resampler(wish)
         skip: int | None = None
-        for time, mono, source_rate in _decoded(container, stream, zero):
+        for time, samples, source_rate in _continuous(container, stream, zero, wish):
             if skip is None:
                 # The resampler starts at the first sample: place that on the clock once.
-                skip = round((start - time) * rate)
+                skip = round((start - time) * wish.rate)
                 if skip < 0:
-                    if begin:
-                        # A seek landed after the wanted start: decode from the beginning instead.
+                    if seeked:
                         break
-                    yield np.zeros(-skip, dtype=np.float32)
+                    yield np.zeros((-skip, wish.channels), dtype=np.float32)
                     skip = 0
-            for part in resampler.push(mono, source_rate):
+            for part in resampler.push(samples, source_rate):
                 yield part[skip:]
                 skip = max(0, skip - len(part))
         else:
-            if skip is None:
-                if begin:
-                    return
+            if skip is None and not seeked:
                 raise MediaError(path, "the sound stream holds no sample that can be decoded.")
             for part in resampler.finish():
-                yield part[skip:]
-                skip = max(0, skip - len(part))
+                yield part[skip or 0 :]
+                skip = max(0, (skip or 0) - len(part))
             return
-    # Only after an early break above.
-    yield from _from_beginning(path, rate, start)
-
-
-def _from_beginning(path: Path, rate: int, start: float) -> Iterator[np.ndarray]:
-    skip = round(start * rate)
-    for part in _samples(path, rate, 0.0):
-        if skip < len(part):
-            yield part[skip:]
+    # The seek landed after the wanted start: decode from the beginning and drop what comes before.
+    skip = round(start * wish.rate)
+    for part in _samples(path, wish, 0.0):
+        yield part[skip:]
         skip = max(0, skip - len(part))
 
 
@@ -128,41 +136,49 @@ def _seek(container: Any, stream: Any, zero: float, start: float) -> bool:
     return True
 
 
-def _decoded(container: Any, stream: Any, zero: float) -> Iterator[tuple[float, np.ndarray, int]]:
-    """(time of the first sample, mono samples, rate), continuous: gaps filled, overlaps dropped."""
+def _continuous(
+    container: Any, stream: Any, zero: float, wish: _Wish
+) -> Iterator[tuple[float, np.ndarray, int]]:
+    """(time of the first sample, samples, their rate): gaps filled, overlaps and padding dropped."""
     tick = float(stream.time_base)
     stop = None
     if stream.duration:
-        # What lies beyond the stream's own end is the encoder's padding.
         stop = ((stream.start_time or 0) + stream.duration) * tick - zero
     clock: float | None = None
-    for frame in _frames(container, stream):
-        mono = _mono(frame)
-        rate = frame.sample_rate
+    # What lies beyond the promised end: the encoder's padding if little, else the promise was wrong.
+    beyond: list[tuple[float, np.ndarray, int]] = []
+    for frame in sound_frames(container, stream):
+        samples, rate = _channels(frame, wish.channels), frame.sample_rate
         time = clock if frame.pts is None else frame.pts * float(frame.time_base) - zero
         if time is None:
             time = 0.0
         if clock is None and time < 0:
-            # Encoder priming before 0 (where no other start is known).
-            drop = min(len(mono), round(-time * rate))
-            mono, time = mono[drop:], time + drop / rate
+            # Encoder priming before 0.
+            drop = min(len(samples), round(-time * rate))
+            samples, time = samples[drop:], time + drop / rate
         elif clock is not None:
             gap = time - clock
+            time = clock
             if _JITTER < gap < _LONGEST_GAP:
-                yield clock, np.zeros(round(gap * rate), dtype=np.float32), rate
+                silence = np.zeros((round(gap * rate), samples.shape[1]), dtype=np.float32)
+                samples = np.concatenate([silence, samples])
             elif gap < -_JITTER:
-                mono = mono[min(len(mono), round(-gap * rate)) :]
-                time = clock
-            else:
-                time = clock
-        if stop is not None:
-            mono = mono[: max(0, round((stop - time) * rate))]
-        if len(mono):
-            yield time, mono, rate
-            clock = time + len(mono) / rate
+                samples = samples[min(len(samples), round(-gap * rate)) :]
+        clock = time + len(samples) / rate
+        if stop is not None and clock > stop:
+            inside = max(0, round((stop - time) * rate))
+            beyond.append((time + inside / rate, samples[inside:], rate))
+            if sum(len(part) / of for _, part, of in beyond) > _MOST_PADDING:
+                stop = None
+            samples = samples[:inside]
+        if len(samples):
+            yield time, samples, rate
+        if stop is None and beyond:
+            yield from beyond
+            beyond = []
 
 
-def _frames(container: Any, stream: Any) -> Iterator[Any]:
+def sound_frames(container: Any, stream: Any) -> Iterator[Any]:
     """Decoded frames; damaged packets are passed over, a read error ends the sound."""
     packets = container.demux(stream)
     while True:
@@ -182,51 +198,59 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
 _WHOLE = {"u1": (128.0, 128.0), "i2": (0.0, 32768.0), "i4": (0.0, 2147483648.0), "i8": (0.0, 2.0**63)}
 
 
-def _mono(frame: Any) -> np.ndarray:
-    """The mean of a frame's channels as float32 in [-1, 1]."""
+def _channels(frame: Any, channels: int) -> np.ndarray:
+    """A frame's samples as float32 (S, channels) in [-1, 1]."""
+    count = frame.layout.nb_channels
+    if channels == 2 and count > 2:
+        # Surround: swresample knows which speaker goes to which side.
+        mixed = av.AudioResampler(format="fltp", layout="stereo", rate=frame.sample_rate).resample(frame)
+        return np.concatenate([_flat(one, 2) for one in mixed])
     samples = frame.to_ndarray()
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, frame.layout.nb_channels).T
-    kind = samples.dtype.str[1:]
-    if kind in _WHOLE:
-        zero, scale = _WHOLE[kind]
-        mono = (samples.mean(axis=0, dtype=np.float64) - zero) / scale
-    else:
-        mono = samples.mean(axis=0, dtype=np.float64)
-    return np.nan_to_num(mono).clip(-1, 1).astype(np.float32)
+    samples = samples.T if frame.format.is_planar else samples.reshape(-1, count)
+    zero, scale = _WHOLE.get(samples.dtype.str[1:], (0.0, 1.0))
+    if channels == 1:
+        samples = samples.mean(axis=1, dtype=np.float64, keepdims=True)
+    elif count == 1:
+        samples = np.repeat(samples, 2, axis=1)
+    made = (samples.astype(np.float64) - zero) / scale
+    return np.nan_to_num(made).clip(-1, 1).astype(np.float32)
 
 
 class _Resampler:
-    """swresample on mono floats; a new one where the source's rate changes."""
+    """swresample on floats; a new one where the source's rate changes."""
 
-    def __init__(self, rate: int) -> None:
-        self._rate = rate
+    def __init__(self, wish: _Wish) -> None:
+        self._wish = wish
+        self._layout = "mono" if wish.channels == 1 else "stereo"
         self._source: int | None = None
         self._engine: Any = None
         self._sent = 0
 
-    def push(self, mono: np.ndarray, source: int) -> list[np.ndarray]:
+    def push(self, samples: np.ndarray, source: int) -> list[np.ndarray]:
         parts: list[np.ndarray] = []
         if self._source != source:
             parts = self.finish()
             self._source = source
             self._sent = 0
-            if source != self._rate:
-                self._engine = av.AudioResampler(format="flt", layout="mono", rate=self._rate)
+            if source != self._wish.rate:
+                self._engine = av.AudioResampler(format="flt", layout=self._layout, rate=self._wish.rate)
         if self._engine is None:
-            return [*parts, mono]
-        frame = av.AudioFrame.from_ndarray(mono[None], format="flt", layout="mono")
+            return [*parts, samples]
+        packed = np.ascontiguousarray(samples).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=self._layout)
         frame.sample_rate = source
         frame.pts = self._sent
-        self._sent += len(mono)
-        return parts + [_flat(one) for one in self._engine.resample(frame)]
+        self._sent += len(samples)
+        return parts + [_flat(one, self._wish.channels) for one in self._engine.resample(frame)]
 
     def finish(self) -> list[np.ndarray]:
         if self._engine is None:
             return []
         engine, self._engine = self._engine, None
-        return [_flat(one) for one in engine.resample(None)]
+        return [_flat(one, self._wish.channels) for one in engine.resample(None)]
 
 
-def _flat(frame: Any) -> np.ndarray:
-    return np.asarray(frame.to_ndarray(), dtype=np.float32).reshape(-1).clip(-1, 1)
+def _flat(frame: Any, channels: int) -> np.ndarray:
+    samples = np.asarray(frame.to_ndarray(), dtype=np.float32)
+    samples = samples.T if frame.format.is_planar else samples.reshape(-1, channels)
+    return samples.clip(-1, 1)

@@ -3,41 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
 
+from moviola.media.batches import BatchMaker, FrameBatch
 from moviola.media.container import opened, orientation, origin, video_stream
-from moviola.media.decode import EPSILON, Grid, Reader, Scaler, frames_at, no_frames
+from moviola.media.decode import EPSILON, Grid, Reader, Scaler, damage, frames_at, no_frames
 from moviola.media.duration import true_end
-from moviola.types import MediaError, UsageError
+from moviola.media.pictures import jpeg
+from moviola.media.shots import ShotFinder
+from moviola.media.sound import iter_sound
+from moviola.media.subtitles import Subtitle, embedded_subtitles, read_subtitles, sidecars
+from moviola.types import TimeSpan, UsageError
 
-# No batch is larger than this, whatever the frames' size: memory stays bounded at full resolution.
-_BATCH_BYTES = 96 << 20
+__all__ = ["FrameBatch", "StreamInfo", "Video"]
 
-
-@dataclass(frozen=True, slots=True)
-class FrameBatch:
-    """A few frames in order of time.
-
-    frames_THWC  uint8 RGB, upright
-    times_T      float64 seconds, true presentation times; 0 is the container's start
-    index_T      number of each frame in the video from 0, or None where frames were skipped unseen
-    shot_T       True where a new shot starts at this frame or after the frame returned before it;
-                 all False unless shots were asked for
-    """
-
-    frames_THWC: np.ndarray
-    times_T: np.ndarray
-    index_T: np.ndarray | None
-    shot_T: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.times_T)
+# Seconds decoded before `start` where shots are wanted, so that the first frames have a past.
+_RUN_UP = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +150,8 @@ class Video:
             raise UsageError(
                 "Shots are found by comparing neighbouring frames: leave out keyframes or shots."
             )
-        return self._stream(every, keyframes, start, end, Scaler(short_side, size), batch, shots)
+        finder = ShotFinder() if shots else None
+        return self._stream(every, keyframes, start, end, Scaler(short_side, size), batch, finder)
 
     def _stream(
         self,
@@ -171,34 +161,51 @@ class Video:
         end: float | None,
         scaler: Scaler,
         batch: int,
-        shots: bool,
+        finder: ShotFinder | None,
     ) -> Iterator[FrameBatch]:
         self.damage = None
         grid = Grid(every) if every is not None else None
         # Frames nothing refers to need no decoding, unless shots or numbers are wanted.
-        early = grid if not keyframes and not shots else None
+        early = grid if not keyframes and finder is None else None
         first_needed = start if grid is None else grid.cell(start) * grid.every
-        numbered = start <= 0 and not keyframes and early is None
-        pending = _Batch(batch, numbered)
+        if finder is not None:
+            first_needed -= _RUN_UP + (every or 0.0)
+        pending = BatchMaker(batch, numbered=first_needed <= 0 and not keyframes and early is None)
+        # Frames to return whose shot is not decided yet: the finder is a few frames behind.
+        waiting: deque[tuple[int, float, np.ndarray]] = deque()
         seen = 0
+        returned = 0  # number of the last frame returned, or of what would have been before `start`
         last = None
         with Reader(self.path, keyframes=keyframes) as reader:
-            frames = reader.frames(early) if start <= 0 else reader.frames_from(first_needed, early)
+            frames = reader.frames(early) if first_needed <= 0 else reader.frames_from(first_needed, early)
             for time, frame in frames:
                 number, seen, last = seen, seen + 1, time
                 if end is not None and time >= end - EPSILON:
                     break
-                if grid is not None and not grid.wants(time):
-                    continue
-                if time < start - EPSILON:
-                    continue
-                pending.add(scaler(frame), time, number, False)
+                if finder is not None:
+                    finder.push(time, frame)
+                if grid is None or grid.wants(time):
+                    if time >= start - EPSILON:
+                        waiting.append((number, time, scaler(frame)))
+                    else:
+                        returned = number
+                while waiting and (finder is None or waiting[0][0] < finder.settled):
+                    number, time, image = waiting.popleft()
+                    pending.add(image, time, number, finder is not None and finder.between(returned, number))
+                    returned = number
+                    if pending.full:
+                        yield pending.take()
+            else:
+                self.damage = damage(reader, last, self._promised)
+                if seen == 0 and first_needed <= 0:
+                    raise no_frames(reader)
+            if finder is not None:
+                finder.finish()
+            for number, time, image in waiting:
+                pending.add(image, time, number, finder is not None and finder.between(returned, number))
+                returned = number
                 if pending.full:
                     yield pending.take()
-            else:
-                self.damage = _damage(reader, last, self._promised)
-                if seen == 0 and start <= 0:
-                    raise no_frames(reader)
             if pending.count:
                 yield pending.take()
 
@@ -259,46 +266,56 @@ class Video:
             raise UsageError(f"Expected the sampler 'middle' or 'uniform', got {sampler!r}.")
         return self.at(times_T, short_side=short_side, size=size)
 
+    def shots(self, *, threshold: float = 3.0, floor: float = 30.0, shortest: float = 0.4) -> list[TimeSpan]:
+        """The shots from 0 to the end, without gaps; at least one. `moviola.media.shots` says how.
 
-class _Batch:
-    """Collects frames into one array; the array is allocated when the first frame's size is known."""
+        A higher `threshold` or `floor` finds fewer cuts; no shot but the last is under `shortest` s.
+        """
+        finder = ShotFinder(threshold, floor=floor, shortest=shortest)
+        last = None
+        with Reader(self.path) as reader:
+            for time, frame in reader.frames():
+                finder.push(time, frame)
+                last = time
+            if last is None:
+                raise no_frames(reader)
+            self.damage = damage(reader, last, self._promised)
+        finder.finish()
+        edges = [0.0, *(time for _, time in finder.cuts), max(last, self.duration)]
+        return [TimeSpan(a, b) for a, b in pairwise(edges)]
 
-    def __init__(self, limit: int, numbered: bool) -> None:
-        self._limit = limit
-        self._numbered = numbered
-        self._pixels: np.ndarray | None = None
-        self._times: list[float] = []
-        self._numbers: list[int] = []
-        self._cuts: list[bool] = []
+    def sound(self, rate: int = 16000, *, start: float = 0.0, end: float | None = None) -> np.ndarray:
+        """Mono float32 samples in [-1, 1]; sample n belongs to time `start + n / rate`.
 
-    @property
-    def count(self) -> int:
-        return len(self._times)
+        `MediaError` if the file has no sound. One hour at 16 kHz takes 230 MB: see `iter_sound`.
+        """
+        parts = list(self.iter_sound(rate, start=start, end=end))
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
 
-    @property
-    def full(self) -> bool:
-        return self.count >= self._limit
+    def iter_sound(
+        self, rate: int = 16000, *, start: float = 0.0, end: float | None = None, seconds: float = 30.0
+    ) -> Iterator[np.ndarray]:
+        """`sound` in pieces of `seconds`, with bounded memory."""
+        return iter_sound(self.path, rate, start=start, end=end, seconds=seconds)
 
-    def add(self, image_HWC: np.ndarray, time: float, number: int, cut: bool) -> None:
-        if self._pixels is None:
-            self._limit = max(1, min(self._limit, _BATCH_BYTES // image_HWC.nbytes))
-            self._pixels = np.empty((self._limit, *image_HWC.shape), dtype=np.uint8)
-        self._pixels[self.count] = image_HWC
-        self._times.append(time)
-        self._numbers.append(number)
-        self._cuts.append(cut)
+    def subtitles(self) -> list[Subtitle]:
+        """Cues of the text tracks inside the file and of `stem.srt`, `stem.vtt`, `stem.LANG.srt` beside it.
 
-    def take(self) -> FrameBatch:
-        assert self._pixels is not None
-        made = FrameBatch(
-            frames_THWC=self._pixels[: self.count],
-            times_T=np.array(self._times, dtype=np.float64),
-            index_T=np.array(self._numbers, dtype=np.int64) if self._numbered else None,
-            shot_T=np.array(self._cuts, dtype=bool),
-        )
-        # A new array each time: the caller may keep the old one.
-        self._pixels, self._times, self._numbers, self._cuts = None, [], [], []
-        return made
+        In order of time. A file beside the video that cannot be read raises `MediaError`.
+        """
+        cues = embedded_subtitles(self.path) if any(one.kind == "subtitle" for one in self.streams) else []
+        for beside, language in sidecars(self.path):
+            cues += read_subtitles(beside, language=language)
+        return sorted(cues, key=lambda cue: cue.span)
+
+    def thumbnail(self, time: float, *, height: int = 180) -> bytes:
+        """A JPEG of the frame on screen at `time`, at most `height` rows."""
+        tall, wide = self.size
+        rows = min(height, tall)
+        if rows < 1:
+            raise UsageError(f"A thumbnail needs at least one row, got height={height}.")
+        size = (rows, max(1, round(wide * rows / tall)))
+        return jpeg(self.at([time], size=size).frames_THWC[0], height=height)
 
 
 def _describe(stream: Any) -> StreamInfo:
@@ -315,21 +332,6 @@ def _promised(container: Any, stream: Any) -> float | None:
     return None
 
 
-def _damage(reader: Reader, last: float | None, promised: float | None) -> str | None:
-    """A sentence when decoding ended early, from what was read and what the header promised."""
-    at = 0.0 if last is None else last
-    if reader.damage is not None:
-        return f"{reader.damage} after {at:.2f} s"
-    if promised is not None and promised - at > max(1.0, 0.03 * promised):
-        return f"the frames end at {at:.2f} s, but the header promises {promised:.2f} s"
-    if reader.bad_packets:
-        return f"{reader.bad_packets} packets could not be decoded and were passed over"
-    return None
-
-
 def _check_range(start: float, end: float | None) -> None:
     if not (math.isfinite(start) and start >= 0) or (end is not None and not end >= start):
         raise UsageError(f"A range needs 0 <= start <= end in seconds, got start={start}, end={end}.")
-
-
-__all__ = ["FrameBatch", "MediaError", "StreamInfo", "Video"]

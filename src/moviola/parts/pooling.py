@@ -6,14 +6,14 @@ operations. The `*_scores` functions below compute the same cosines in O(N*M*T*D
 
 1. The pooled vector is `sum_t w_t u_t`: weights from the query, vectors from the video alone. Linear
    maps after the attention can be applied to the u_t once per video.
-2. A squared norm is a quadratic form: `|sum_t w_t u_t|^2 = w' G w` with the T x T Gram matrix of u.
+2. A norm needs T numbers, not D: `|sum_t w_t u_t| = |R w|` with R'R = G, the T x T Gram matrix of u.
 3. LayerNorm only centres (linear, so fact 1) and divides by `sqrt(variance + eps)` (fact 2).
 
 With H heads every (head, frame) is a token of its own with its own weight, so T becomes H*T. This
 holds without dropout, and for poolers without a nonlinearity between pooling and cosine.
 
-Gram matrices and quadratic forms are summed in float64 where the device has it: a variance is then as
-accurate as in the written-out form even when the frames nearly cancel.
+The Gram matrices are factorised in float64 where the device has it, see `_root`: the result is as
+accurate as the written-out form, also where frames nearly cancel.
 
 Axis letters: N texts, M videos, T frames, D width, H heads, K width of one head, J = H*T tokens.
 Masks are True where a frame is real. Texts and frames are raw unless said otherwise.
@@ -147,17 +147,18 @@ class PoolerWeights:
 class FoldedVideos:
     """What is left of M videos once everything that does not depend on the text is done.
 
-    keys_MHTK give the attention. The other fields describe the vector before the last LayerNorm's
-    scale: `s * sum_j w_j c_j + r`, with s from `gram_mid`; its variance is `gram_late` over
-    (c_1 ... c_J, r), and the squared norm of the final vector `gram_last` over
-    (e_1 ... e_J, f, shift). `late_MJD`, `f_D`, `shift_D` give the dot product with the text.
+    keys_HMTK give the attention weights w. The vector before the last LayerNorm's scale is
+    `s * sum_j w_j c_j + r`; the final one is `s' * (s * sum_j w_j e_j + f) + shift`. late_MJD are the
+    e_j. Each root R satisfies R'R = Gram matrix, so that `|R w|` is the norm wanted: root_mid for
+    the first variance (giving s), root_late over (c, r) for the second (giving s'), root_last over
+    (e, f, shift) for the final norm.
     """
 
-    keys_MHTK: Tensor
+    keys_HMTK: Tensor
     mask_MT: Tensor | None
-    gram_mid_MJJ: Tensor
-    gram_late_MJJ: Tensor
-    gram_last_MJJ: Tensor
+    root_mid_MJJ: Tensor
+    root_late_MJJ: Tensor
+    root_last_MJJ: Tensor
     late_MJD: Tensor
     f_D: Tensor
     shift_D: Tensor
@@ -169,48 +170,52 @@ def fold_videos(frames_MTD: Tensor, weights: PoolerWeights, mask_MT: Tensor | No
         frames_MTD = frames_MTD.masked_fill(~mask_MT.unsqueeze(-1), 0)
     heads, width = weights.heads, frames_MTD.shape[-1]
     frames_MTD = weights.norm_in(frames_MTD)
-    keys_MHTK = weights.key(frames_MTD).unflatten(-1, (heads, -1)).transpose(1, 2)
+    keys_HMTK = weights.key(frames_MTD).unflatten(-1, (heads, -1)).movedim(2, 0)
     value_MTHK = weights.value(frames_MTD).unflatten(-1, (heads, -1))
     out_HKD = weights.out.weight.T.unflatten(0, (heads, -1))
     # The weights of one head sum to 1, so the output's bias is shared out over the heads.
     u_MHTD = torch.einsum("mthk,hkd->mhtd", value_MTHK, out_HKD) + weights.out.bias / heads
     u_MJD = _centred(u_MHTD.flatten(1, 2))
-    gram_mid_MJJ = _gram(u_MJD) / width
 
-    mid_MJD = u_MJD * weights.norm_mid.weight
+    mid_MJD, mid_D = u_MJD * weights.norm_mid.weight, weights.norm_mid.bias
     c_MJD = _centred(mid_MJD + F.linear(mid_MJD, weights.residual.weight))
-    shift_mid_D = weights.norm_mid.bias
-    r_D = _centred(shift_mid_D + F.linear(shift_mid_D, weights.residual.weight) + weights.residual.bias)
-    gram_late_MJJ = _gram(_with(c_MJD, r_D)) / width
-
+    r_D = _centred(mid_D + weights.residual(mid_D))
     e_MJD, f_D = c_MJD * weights.norm_out.weight, r_D * weights.norm_out.weight
     shift_D = weights.norm_out.bias
-    gram_last_MJJ = _gram(_with(e_MJD, f_D, shift_D))
-    return FoldedVideos(keys_MHTK, mask_MT, gram_mid_MJJ, gram_late_MJJ, gram_last_MJJ, e_MJD, f_D, shift_D)
+    return FoldedVideos(
+        keys_HMTK,
+        mask_MT,
+        _root(u_MJD) / math.sqrt(width),
+        _root(_with(c_MJD, r_D)) / math.sqrt(width),
+        _root(_with(e_MJD, f_D, shift_D)),
+        e_MJD,
+        f_D,
+        shift_D,
+    )
 
 
 def folded_scores(text_ND: Tensor, videos: FoldedVideos, weights: PoolerWeights) -> Tensor:
     """Cosines of raw texts with the videos pooled for them: (N, M), all at once."""
-    heads = weights.heads
-    query_NHK = weights.query(weights.norm_in(text_ND)).unflatten(-1, (heads, -1))
-    query_NHK = query_NHK / math.sqrt(query_NHK.shape[-1])
-    weights_MNJ = _head_weights(query_NHK, videos.keys_MHTK, videos.mask_MT)
-
-    double = _wide(text_ND)
-    w_MNJ = weights_MNJ.to(double)
-    scale_mid_MN = (_quadratic(w_MNJ, videos.gram_mid_MJJ) + weights.norm_mid.eps).rsqrt()
-    late_MNJ = _append(w_MNJ * scale_mid_MN.unsqueeze(-1), 1.0)
-    scale_MN = (_quadratic(late_MNJ, videos.gram_late_MJJ) + weights.norm_out.eps).rsqrt()
-    last_MNJ = _append(late_MNJ * scale_MN.unsqueeze(-1), 1.0)
-    norm_MN = _quadratic(last_MNJ, videos.gram_last_MJJ).clamp_min(_TINY**2).sqrt()
+    query_NHK = weights.query(weights.norm_in(text_ND)).unflatten(-1, (weights.heads, -1))
+    w_MJN = _head_weights(query_NHK, videos.keys_HMTK, videos.mask_MT)
+    tokens = w_MJN.shape[1]
+    s_M1N = (_square(videos.root_mid_MJJ @ w_MJN) + weights.norm_mid.eps).rsqrt()
+    late_MJN = videos.root_late_MJJ[:, :, :tokens] @ w_MJN
+    late_MJN.mul_(s_M1N).add_(videos.root_late_MJJ[:, :, tokens:])
+    late_M1N = (_square(late_MJN) + weights.norm_out.eps).rsqrt()  # s' of the class above
+    last_MJN = videos.root_last_MJJ[:, :, :tokens] @ w_MJN
+    last_MJN.mul_(s_M1N).add_(videos.root_last_MJJ[:, :, tokens : tokens + 1])
+    last_MJN.mul_(late_M1N).add_(videos.root_last_MJJ[:, :, tokens + 1 :])
+    norm_M1N = _square(last_MJN).sqrt().clamp_min(_TINY)
 
     text_ND = F.normalize(text_ND, dim=-1)
-    along_MNJ = torch.einsum("nd,mjd->mnj", text_ND, videos.late_MJD)
-    dot_MN = (weights_MNJ * along_MNJ).sum(-1).to(double) * scale_mid_MN + (text_ND @ videos.f_D).to(double)
-    dot_MN = dot_MN * scale_MN + (text_ND @ videos.shift_D).to(double)
-    return (dot_MN / norm_MN).to(text_ND.dtype).T
+    along_MJN = videos.late_MJD @ text_ND.T
+    dot_M1N = along_MJN.mul_(w_MJN).sum(1, keepdim=True).mul_(s_M1N).add_(text_ND @ videos.f_D)
+    dot_M1N = dot_M1N.mul_(late_M1N).add_(text_ND @ videos.shift_D)
+    return (dot_M1N / norm_M1N).squeeze(1).T
 
 
+@torch.no_grad()
 def pooler_scores(
     text_ND: Tensor,
     frames_MTD: Tensor,
@@ -221,8 +226,8 @@ def pooler_scores(
 ) -> Tensor:
     """Cosine of every text with every video as X-Pool's pooler pools it for that text: (N, M).
 
-    Equal to the written-out form without dropout, to rounding. Blocks of texts and videos keep the
-    temporary tensors near `memory` bytes; differentiable, though meant for ranking.
+    Equal to the written-out form without dropout, to rounding. Blocks of videos keep the temporary
+    tensors near `memory` bytes. For ranking: the result carries no gradient.
     """
     check_pooling_inputs(text_ND, frames_MTD, mask_MT)
     frames, width = frames_MTD.shape[1:]
@@ -236,6 +241,7 @@ def pooler_scores(
     return _in_blocks(block, len(text_ND), len(frames_MTD), per_video, tokens + 2, memory)
 
 
+@torch.no_grad()
 def softmax_pool_scores(
     text_ND: Tensor,
     frames_MTD: Tensor,
@@ -247,7 +253,7 @@ def softmax_pool_scores(
     """Cosine of every text with `softmax_pool` of every video, from normalised inputs: (N, M)."""
     check_pooling_inputs(text_ND, frames_MTD, mask_MT)
     frames, width = frames_MTD.shape[1:]
-    text_ND, double = F.normalize(text_ND, dim=-1), _wide(text_ND)
+    text_ND = F.normalize(text_ND, dim=-1)
 
     def block(videos: slice) -> Tensor:
         mask = None if mask_MT is None else mask_MT[videos]
@@ -255,13 +261,13 @@ def softmax_pool_scores(
         if mask is not None:
             frames_mTD = frames_mTD.masked_fill(~mask.unsqueeze(-1), 0)
         frames_mTD = F.normalize(frames_mTD, dim=-1)
-        gram_mTT = _gram(frames_mTD)
+        root_mTT = _root(frames_mTD)
         rows = []
         for text in text_ND.split(_TEXT_BLOCK):
-            along_mNT = torch.einsum("nd,mtd->mnt", text, frames_mTD)
-            weights_mNT = _masked(along_mNT / temperature, mask).softmax(-1)
-            norm_mN = _quadratic(weights_mNT.to(double), gram_mTT).clamp_min(_TINY**2).sqrt()
-            rows.append(((weights_mNT * along_mNT).sum(-1) / norm_mN).to(text.dtype).T)
+            along_mTN = frames_mTD @ text.T
+            w_mTN = _hidden(along_mTN / temperature, mask).softmax(1)
+            norm_m1N = _square(root_mTT @ w_mTN).sqrt().clamp_min(_TINY)
+            rows.append((along_mTN.mul_(w_mTN).sum(1, keepdim=True) / norm_m1N).squeeze(1).T)
         return torch.cat(rows)
 
     return _in_blocks(block, len(text_ND), len(frames_MTD), 4 * width * frames, frames, memory)
@@ -271,7 +277,7 @@ def _in_blocks(
     block: Callable[[slice], Tensor], texts: int, videos: int, per_video: int, tokens: int, memory: int
 ) -> Tensor:
     """Some videos at a time against all texts, so that each video is folded once."""
-    per_video += min(texts, _TEXT_BLOCK) * tokens * 8 * 5  # a handful of float64 (N, J) tensors are alive
+    per_video += min(texts, _TEXT_BLOCK) * tokens * 8 * 5  # a handful of (J, N) tensors are alive
     step = max(1, memory // per_video)
     return torch.cat([block(slice(m, m + step)) for m in range(0, max(videos, 1), step)], dim=1)
 
@@ -283,33 +289,42 @@ def frame_weights(
     check_pooling_inputs(text_ND, frames_MTD, mask_MT)
     if mask_MT is not None:
         frames_MTD = frames_MTD.masked_fill(~mask_MT.unsqueeze(-1), 0)
-    heads = weights.heads
-    query_NHK = weights.query(weights.norm_in(text_ND)).unflatten(-1, (heads, -1))
-    keys_MHTK = weights.key(weights.norm_in(frames_MTD)).unflatten(-1, (heads, -1)).transpose(1, 2)
-    weights_MNJ = _head_weights(query_NHK / math.sqrt(query_NHK.shape[-1]), keys_MHTK, mask_MT)
-    return weights_MNJ.unflatten(-1, (heads, -1)).mean(2).transpose(0, 1)
+    query_NHK = weights.query(weights.norm_in(text_ND)).unflatten(-1, (weights.heads, -1))
+    keys_HMTK = weights.key(weights.norm_in(frames_MTD)).unflatten(-1, (weights.heads, -1)).movedim(2, 0)
+    w_MJN = _head_weights(query_NHK, keys_HMTK, mask_MT)
+    return w_MJN.unflatten(1, (weights.heads, -1)).mean(1).movedim(-1, 0)
 
 
-def _head_weights(query_NHK: Tensor, keys_MHTK: Tensor, mask_MT: Tensor | None) -> Tensor:
-    """Softmax over the frames of each head: (M, N, H*T)."""
-    logits_MNHT = torch.einsum("nhk,mhtk->mnht", query_NHK, keys_MHTK)
-    if mask_MT is not None:
-        logits_MNHT = logits_MNHT.masked_fill(~mask_MT[:, None, None], -math.inf)
-    return logits_MNHT.softmax(-1).flatten(2)
+def _head_weights(query_NHK: Tensor, keys_HMTK: Tensor, mask_MT: Tensor | None) -> Tensor:
+    """Softmax over the frames of each head: (M, J, N)."""
+    query_HKN = query_NHK.permute(1, 2, 0) / math.sqrt(query_NHK.shape[-1])
+    logits_HMTN = (keys_HMTK.flatten(1, 2) @ query_HKN).unflatten(1, keys_HMTK.shape[1:3])
+    return _hidden(logits_HMTN, mask_MT).softmax(2).movedim(0, 1).flatten(1, 2)
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.device.type == "mps" else torch.float64
+def _hidden(logits_MTN: Tensor, mask_MT: Tensor | None) -> Tensor:
+    return logits_MTN if mask_MT is None else logits_MTN.masked_fill(~mask_MT.unsqueeze(-1), -math.inf)
 
 
-def _gram(x_MJD: Tensor) -> Tensor:
-    x_MJD = x_MJD.to(_wide(x_MJD))
-    return x_MJD @ x_MJD.transpose(1, 2)
+def _root(x_MJD: Tensor) -> Tensor:
+    """R with R'R = x x', so that |R w| = |sum_j w_j x_j| without leaving J numbers: (M, J, J).
+
+    A norm taken through R is as accurate as one of the summed vectors themselves, also where these
+    nearly cancel; `w' G w` would square the rounding error. The factor comes from float64 (where the
+    device has it), with a diagonal a few rounding errors high so that dependent frames factorise.
+    """
+    wide = torch.float32 if x_MJD.device.type == "mps" else torch.float64
+    x_wide = x_MJD.to(wide)
+    gram_MJJ = x_wide @ x_wide.mT
+    largest_M = gram_MJJ.diagonal(dim1=1, dim2=2).amax(1)
+    lift_M = largest_M * (4 * gram_MJJ.shape[1] * torch.finfo(wide).eps) + torch.finfo(wide).tiny
+    gram_MJJ.diagonal(dim1=1, dim2=2).add_(lift_M.unsqueeze(1))
+    return torch.linalg.cholesky(gram_MJJ).mT.to(x_MJD.dtype)
 
 
-def _quadratic(w_MNJ: Tensor, gram_MJJ: Tensor) -> Tensor:
-    """w' G w for every text and video: (M, N), never negative."""
-    return ((w_MNJ @ gram_MJJ) * w_MNJ).sum(-1).clamp_min(0)
+def _square(x_MJN: Tensor) -> Tensor:
+    """The squared norm over the tokens: (M, 1, N)."""
+    return torch.linalg.vector_norm(x_MJN, dim=1, keepdim=True).square_()
 
 
 def _centred(x: Tensor) -> Tensor:
@@ -319,7 +334,3 @@ def _centred(x: Tensor) -> Tensor:
 def _with(x_MJD: Tensor, *rows_D: Tensor) -> Tensor:
     """The same extra tokens behind those of every video."""
     return torch.cat([x_MJD, *(row.expand(len(x_MJD), 1, -1) for row in rows_D)], dim=1)
-
-
-def _append(w_MNJ: Tensor, value: float) -> Tensor:
-    return F.pad(w_MNJ, (0, 1), value=value)

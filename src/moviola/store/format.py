@@ -13,7 +13,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +255,3 @@ def files_from(table: pa.Table) -> dict[bytes, FileRow]:
     columns = [table[name].to_pylist() for name in names]
     rows = (FileRow(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True))
     return {row.path: row for row in rows}
-
-
-def changed(row: FileRow, **values: Any) -> FileRow:
-    return replace(row, **values)

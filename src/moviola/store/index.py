@@ -103,7 +103,9 @@ class Index:
         return np.where(self._take_F[at_N] == take_N, self._order_F[at_N], -1)
 
     def _column(self, name: str) -> np.ndarray:
-        parts = [chunk.to_numpy(zero_copy_only=False) for table in self._units for chunk in table[name].chunks]
+        parts = [
+            chunk.to_numpy(zero_copy_only=False) for table in self._units for chunk in table[name].chunks
+        ]
         dtype = {"take": np.int64, "shot": np.int32, "norm": np.float32}.get(name, np.float64)
         return np.concatenate([*parts, np.empty(0, dtype)]).astype(dtype, copy=False)
 

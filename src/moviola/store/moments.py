@@ -3,8 +3,13 @@
 A frame's score is the cosine of its vector with the query: signal, plus a level that belongs to the
 file (its look as a whole), plus noise. The steps, for one file with scores s at times t:
 
-1. Smooth: s~(t_i) is the mean of s around t_i with Gaussian weights, sigma = `smooth` sampling steps.
-   Frames of another shot count only `across` as much, so a cut stays sharp.
+1. Smooth: s~(t_i) is the mean of s around t_i with Gaussian weights. A clear event needs little
+   smoothing and loses its edges by more; a faint one drowns without. So sigma follows the noise:
+   `smooth` * noise / height sampling steps, at least `narrow`, at most `broad` of them, and at most
+   `widest` seconds (key frames may lie far apart and have little to do with each other). The noise
+   is the median absolute difference of neighbours, scaled as for a Gaussian; the height is that of
+   the highest peak after a first smoothing with 1.5 steps. Frames of another shot count only
+   `across` as much, so a cut stays sharp.
 2. Background b: the median of s~ over the file, drawn towards the median of the whole index as if
    `prior` more frames of that level had been seen. A short file, or one that is about the query
    from end to end, is so not measured against itself.
@@ -17,29 +22,37 @@ file (its look as a whole), plus noise. The steps, for one file with scores s at
    for part of the file's own level. Frames of the moment and a margin of one frame are taken out,
    and step 3 is done again: moments never overlap.
 
-A frame stands for the time from half-way to its neighbours, at most half a step on either side, cut
-to the file's duration; so does a moment's first and last frame. benchmarks/moments.py compares the
+A frame stands for the time from half-way to its neighbours, at most half a step on either side (the
+last one of a file for the whole step behind it), cut to the file's duration: where a change lies between two
+samples is not known, and the middle is the best guess. benchmarks/moments.py compares the
 result with the single best frame, windows of fixed length and random scores.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+# The median absolute value of a Gaussian with standard deviation 1.
+_GAUSS = 0.6745
 
 
 @dataclass(frozen=True, slots=True)
 class MomentSettings:
     """The constants of the method; the module says what each does. Tuned on made videos."""
 
-    smooth: float = 1.0
-    across: float = 0.2
+    smooth: float = 4.5
+    narrow: float = 0.5
+    broad: float = 4.0
+    widest: float = 2.0
+    across: float = 0.1
     prior: float = 10.0
-    keep: float = 0.5
-    wall: float = 0.35
+    keep: float = 0.4
+    wall: float = 0.3
     share: float = 0.5
     most: int = 20
     """No more moments of one file than this."""
@@ -58,19 +71,32 @@ class Stretch:
 
 
 def extents(
-    time_T: np.ndarray, duration: float, *, step: float | None = None, end_T: np.ndarray | None = None
+    time_T: np.ndarray,
+    duration: float,
+    *,
+    step: float | None = None,
+    end_T: np.ndarray | None = None,
+    gapless: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Start and end of the time each unit stands for, without gaps between neighbours at most a step apart.
+    """Start and end of the time each unit stands for; no gap where neighbours are at most a step apart.
 
     time_T rising seconds. `step`: the sampling step, default the median distance. `end_T`: where the
     units are windows with an end of their own, the centres of the windows count as their times.
+    `gapless`: units stand for all the time between them however far apart (key frames).
     """
     centre_T = time_T if end_T is None else (time_T + end_T) / 2
     step = sampling_step(centre_T, step)
+    if len(centre_T) == 0:
+        return centre_T, centre_T
+    top = max(float(duration), float(centre_T[-1]))
+    if gapless:
+        middle_T = (centre_T[1:] + centre_T[:-1]) / 2
+        return np.concatenate([[0.0], middle_T]), np.concatenate([middle_T, [top]])
     half_T = np.minimum(np.diff(centre_T), step) / 2
     start_T = centre_T - np.concatenate([[step / 2], half_T])
-    stop_T = centre_T + np.concatenate([half_T, [step / 2]])
-    top = max(float(duration), float(time_T[-1])) if len(time_T) else 0.0
+    # Samples are taken from the beginning of their step on: the last one stands for all of its own.
+    tail = step if centre_T[-1] + step >= top else step / 2
+    stop_T = centre_T + np.concatenate([half_T, [tail]])
     return np.clip(start_T, 0.0, top), np.clip(stop_T, 0.0, top)
 
 
@@ -104,6 +130,29 @@ def smoothed(
     return sum_T / weight_T
 
 
+def smoothing_width(
+    score_T: np.ndarray,
+    time_T: np.ndarray,
+    shot_T: np.ndarray,
+    step: float,
+    level: float,
+    settings: MomentSettings,
+) -> float:
+    """Seconds of sigma that suit the file's noise: see step 1 of the module's description."""
+    c = settings
+    jump_T = np.abs(np.diff(score_T))
+    within = shot_T[1:] == shot_T[:-1]
+    if within.any():
+        jump_T = jump_T[within]
+    if len(jump_T) == 0:
+        return min(c.narrow * step, c.widest)
+    noise = float(np.median(jump_T)) / (_GAUSS * np.sqrt(2))
+    first_T = smoothed(score_T, time_T, shot_T, sigma=min(1.5 * step, c.widest), across=c.across)
+    height = float(first_T.max()) - background(first_T, level, c.prior)
+    steps = c.smooth * noise / height if height > 0 else c.broad
+    return min(float(np.clip(steps, c.narrow, c.broad)) * step, c.widest)
+
+
 def background(smooth_T: np.ndarray, level: float, prior: float) -> float:
     """The file's median, drawn towards the index's `level` by the weight of `prior` frames."""
     n = len(smooth_T)
@@ -120,6 +169,7 @@ def stretches(
     settings: MomentSettings | None = None,
     step: float | None = None,
     end_T: np.ndarray | None = None,
+    gapless: bool = False,
 ) -> list[Stretch]:
     """Non-overlapping moments of one file, best first. All arrays have one entry per unit, in order of time.
 
@@ -130,8 +180,9 @@ def stretches(
         return []
     centre_T = time_T if end_T is None else (time_T + end_T) / 2
     step = sampling_step(centre_T, step)
-    start_T, stop_T = extents(time_T, duration, step=step, end_T=end_T)
-    smooth_T = smoothed(score_T, centre_T, shot_T, sigma=c.smooth * step, across=c.across)
+    start_T, stop_T = extents(time_T, duration, step=step, end_T=end_T, gapless=gapless)
+    sigma = smoothing_width(score_T, centre_T, shot_T, step, level, c)
+    smooth_T = smoothed(score_T, centre_T, shot_T, sigma=sigma, across=c.across)
     base = background(smooth_T, level, c.prior)
     offset = c.share * (base - level)
     cut_T = np.flatnonzero(shot_T[1:] != shot_T[:-1]) + 1  # a new shot begins at these units
@@ -177,7 +228,7 @@ def _walls(
 ) -> tuple[int, int]:
     """Narrow `low..high` to the nearest shot boundaries across which the score clearly drops."""
     edges = [low, *(int(cut) for cut in cut_T if low < cut <= high), high + 1]
-    means = [float(smooth_T[a:b].mean()) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    means = [float(smooth_T[a:b].mean()) for a, b in itertools.pairwise(edges)]
     home = next(i for i, b in enumerate(edges[1:]) if peak < b)
     left = right = home
     while left > 0 and means[left] - means[left - 1] <= drop:
@@ -210,25 +261,28 @@ def best_moments(
     duration_F: Sequence[float] | np.ndarray,
     k: int,
     *,
+    level: float | None = None,
     settings: MomentSettings | None = None,
     step: float | None = None,
     end_N: np.ndarray | None = None,
-    skip_F: np.ndarray | None = None,
+    gapless: bool = False,
 ) -> list[Found]:
     """The `k` best moments over all files, best first.
 
     Rows are sorted by file and time; file f has rows `bounds_F[f]:bounds_F[f + 1]`. A file with one
-    row of duration 0 (a picture) gives the moment (0, 0). `skip_F` True leaves a file out.
+    row of duration 0 (a picture) gives the moment (0, 0). `level`: the
+    background of the whole index, if `score_N` is only a part of it; default: the median of `score_N`.
 
     Exact without visiting every file: no moment scores above its file's best frame less the file's
     offset, so files are visited in the order of that bound until k moments lie above the next one.
     """
     c = settings or MomentSettings()
     count_F = np.diff(bounds_F)
-    usable = np.flatnonzero(count_F > 0 if skip_F is None else (count_F > 0) & ~skip_F)
+    usable = np.flatnonzero(count_F > 0)
     if len(usable) == 0 or k <= 0:
         return []
-    level = float(np.median(score_N))
+    if level is None:
+        level = float(np.median(score_N))
     best_F = np.maximum.reduceat(score_N, bounds_F[usable])
     # The offset is at least share * (lowest possible background - level), the background being no
     # lower than the file's lowest score pulled towards the level.
@@ -257,6 +311,7 @@ def best_moments(
                 settings=c,
                 step=step,
                 end_T=None if end_N is None else end_N[rows],
+                gapless=gapless,
             )
         for one in some:
             entry = (one.score, -ticket, file, one)

@@ -63,8 +63,8 @@ def exact_scores(
 
     workers = threads or min(len(pieces), os.cpu_count() or 1)
     if workers <= 1 or total * width < 4_000_000:
-        for piece in pieces:
-            run(piece)
+        for one in pieces:
+            run(one)
     else:
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(run, pieces))

@@ -212,14 +212,11 @@ class Writer:
     def finish(self, path: bytes, *, status: str = "done", reason: str = "") -> FileRow:
         """The pass over a file is over: `done`, or `failed` (then its rows are dropped)."""
         row = replace(self.files[path], status=status, reason=reason)
-        if status == "failed" and row.units:
+        if status == "failed":
             # A new take: whatever was stored for this pass no longer counts.
             row = replace(row, take=self._next_take, units=0, shots=0, done_until=-1.0)
             self._next_take += 1
         return self._stage(row)
-
-    def touch(self, path: bytes, *, size: int, mtime_ns: int) -> None:
-        self._stage(replace(self.files[path], size=size, mtime_ns=mtime_ns))
 
     def remove(self, paths: Iterable[bytes]) -> int:
         """Forget files; how many there were."""
@@ -240,14 +237,21 @@ class Writer:
         """
         if not self._dirty:
             return
+        try:
+            self._commit()
+        except StoreError:
+            self._sweep()  # half a commit would only keep a full disk full
+            raise
+        self._units, self._texts, self._dirty = [], [], False
+        self._merge_tiers()
+
+    def _commit(self) -> None:
         units, texts = list(self.manifest.units), list(self.manifest.texts)
         if self._units:
             units.append(self._write_batches("units", units_schema(self.manifest.model.dim), self._units))
         if self._texts:
             texts.append(self._write_batches("texts", TEXTS_SCHEMA, self._texts))
         self._publish(units, texts)
-        self._units, self._texts, self._dirty = [], [], False
-        self._merge_tiers()
 
     def tidy(self) -> None:
         """Rewrite segments in which many rows no longer count. Called at the end of a run."""

@@ -102,12 +102,12 @@ def train(
     on_progress: Callable[[Progress], None] | None = None,
     evaluate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
     evaluate_every: int = 0,
-    stop_after: int | None = None,
+    stop_at: int | None = None,
 ) -> nn.Module:
     """Train `model` in place for `config.steps` steps, resuming from `folder` if it holds a checkpoint.
 
     Writes `folder/checkpoint.pt` (weights, objective, optimizer, step; whole or not at all) and
-    `folder/metrics.jsonl`. `stop_after` ends this call early after that many steps, as a kill would.
+    `folder/metrics.jsonl`. `stop_at` ends this call after that step of a longer schedule.
     Raises `NotFinite` with the step and rows named when a loss is not finite, and `UsageError` when
     the folder belongs to a run with another configuration.
     """
@@ -123,7 +123,7 @@ def train(
     model.train()
     order = RowOrder(len(data), config.batch_size, config.seed)
     since, since_step, sums = time.perf_counter(), start, dict[str, float]()
-    last = config.steps if stop_after is None else min(config.steps, start + stop_after)
+    last = config.steps if stop_at is None else min(config.steps, stop_at)
     for step in range(start, last):
         epoch, rows = order(step)
         batch = _to_device(data.batch(rows, seed=config.seed, epoch=epoch, step=step), device)

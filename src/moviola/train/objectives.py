@@ -41,12 +41,25 @@ def multi_positive_loss(logits_BU: Tensor, positive_BU: Tensor) -> tuple[Tensor,
     return one_way(logits_BU, positive_BU), one_way(logits_BU.T, positive_BU.T)
 
 
+def own_text_loss(logits_BU: Tensor, own_B: Tensor, positive_BU: Tensor) -> Tensor:
+    """Cross-entropy of each picture for its own text; other texts that fit it too do not count against it.
+
+    Sharper than a uniform target where general texts ("an animal") fit many pictures: those then
+    take most of the target from the text that tells the picture from others.
+    """
+    rows_B = torch.arange(len(own_B), device=own_B.device)
+    others_BU = positive_BU.clone()
+    others_BU[rows_B, own_B] = False
+    return F.cross_entropy(logits_BU.masked_fill(others_BU, -torch.inf), own_B)
+
+
 class Contrastive(nn.Module):
     """CLIP's symmetric cross-entropy. Implements `moviola.types.PairObjective`.
 
     `batch["text"]` holds U distinct texts and `batch["positives"]` (B, U) says which fit which
     picture; without `positives`, text i belongs to picture i. Distinct texts are encoded once, which
-    also removes the false negatives of captions that occur twice in a batch.
+    also removes the false negatives of captions that occur twice in a batch. With `batch["own"]` (B,)
+    a picture is trained towards that text alone, and the others that fit are left out.
     """
 
     scope: Literal["pair", "token", "local"] = "pair"
@@ -71,6 +84,8 @@ class Contrastive(nn.Module):
         if positive_BU is None:
             positive_BU = torch.eye(len(logits_BU), dtype=torch.bool, device=logits_BU.device)
         image_to_text, text_to_image = multi_positive_loss(logits_BU, positive_BU)
+        if "own" in batch:
+            image_to_text = own_text_loss(logits_BU, batch["own"], positive_BU)
         return {"contrastive": (image_to_text + text_to_image) / 2}
 
     def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -1,0 +1,128 @@
+"""How results look on a terminal: tables, progress bars, JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from moviola.types import printable
+
+if TYPE_CHECKING:
+    from moviola.verbs.index import Progress
+    from moviola.verbs.search import Results
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(data: Any) -> None:
+    """For machines: one JSON document on stdout. Undecodable bytes in names stay escaped."""
+    text = json.dumps(data, ensure_ascii=False, indent=1)
+    sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace") + b"\n")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
+    """A table with numbers right-aligned; cells are data, never markup."""
+    from rich.text import Text
+
+    made = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    rows = [list(row) for row in rows]
+    for i, name in enumerate(columns):
+        numeric = all(isinstance(row[i], int | float) for row in rows)
+        made.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(f"{c:.2f}" if isinstance(c, float) else printable(c)) for c in row))
+    out.print(made)
+
+
+def pairs(data: Mapping[str, object]) -> None:
+    """Names and values, one a line."""
+    from rich.text import Text
+
+    made = Table.grid(padding=(0, 2))
+    for name, value in data.items():
+        made.add_row(Text(name, style="bold"), Text(printable(value)))
+    out.print(made)
+
+
+def skipped(failed: Iterable[Any], what: str = "skipped") -> None:
+    """What could not be read and why, on stderr: (path, reason) pairs or things that tell themselves."""
+    lines = [f"{one[0]}: {one[1]}" if isinstance(one, tuple) else str(one) for one in failed]
+    if lines:
+        err.print(f"{len(lines)} {what}:", markup=False)
+        for line in lines:
+            err.print(f"  {printable(line)}", markup=False)
+
+
+def moments(results: Results) -> None:
+    """The moments of a search, best first."""
+    from moviola.verbs.search import clock
+
+    rows = []
+    for rank, moment in enumerate(results, 1):
+        picture = moment.kind == "picture"
+        start, end = ("", "") if picture else (clock(moment.span.start), clock(moment.span.end))
+        rows.append((rank, moment.file, start, end, f"{moment.score:.3f}", moment.text or ""))
+    columns = ["", "file", "start", "end", "score"]
+    if any(row[5] for row in rows):
+        columns.append("text")
+    table(columns, [row[: len(columns)] for row in rows])
+
+
+@contextmanager
+def index_progress(quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
+    """A bar with files, seconds of video a second and the time left, on stderr."""
+    if quiet or not err.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("looking", total=1.0)
+
+        def update(progress: Progress) -> None:
+            speed = f"{progress.rate:.0f}x real time" if progress.seconds else ""
+            bar.update(
+                task,
+                completed=progress.fraction,
+                description=f"{progress.files_done}/{progress.files_total} files {speed}",
+            )
+
+        yield update
+
+
+@contextmanager
+def progress(quiet: bool, what: str) -> Iterator[Callable[..., None] | None]:
+    """A bar for verbs that report (done, total, note), on stderr."""
+    if quiet or not err.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+
+        def update(done: float, total: float | None, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, description=f"{what} {note}".strip())
+
+        yield update

@@ -1,0 +1,7 @@
+"""Choosing and balancing training data."""
+
+from __future__ import annotations
+
+from moviola.types import System
+
+SYSTEMS: tuple[System, ...] = ()

@@ -1,0 +1,7 @@
+"""Making pictures and videos."""
+
+from __future__ import annotations
+
+from moviola.types import System
+
+SYSTEMS: tuple[System, ...] = ()

@@ -1,0 +1,7 @@
+"""Finding when something happens."""
+
+from __future__ import annotations
+
+from moviola.types import System
+
+SYSTEMS: tuple[System, ...] = ()

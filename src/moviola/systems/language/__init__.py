@@ -1,0 +1,7 @@
+"""Captions, questions and answers."""
+
+from __future__ import annotations
+
+from moviola.types import System
+
+SYSTEMS: tuple[System, ...] = ()

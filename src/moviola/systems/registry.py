@@ -1,0 +1,53 @@
+"""Which systems there are, and how to reach them. Imports no torch until a system is opened."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from moviola.systems import ROOMS
+from moviola.types import System, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def all_systems() -> tuple[System, ...]:
+    """Every registered system, by number."""
+    found = [s for room in ROOMS for s in import_module(f"moviola.systems.{room}").SYSTEMS]
+    return tuple(sorted(found, key=lambda system: system.number))
+
+
+def find(name: str | int) -> System:
+    """The system with this slug or number: `find("xpool")`, `find(44)` and `find("44")` agree.
+
+    Raises `UsageError` with the nearest slugs for any other name.
+    """
+    systems = all_systems()
+    wanted = str(name).strip().lower()
+    for system in systems:
+        if wanted in (system.slug, str(system.number)):
+            return system
+    near = difflib.get_close_matches(wanted, [s.slug for s in systems], n=3, cutoff=0.5)
+    raise UsageError(
+        f"There is no system called {name!r}.",
+        hint=f"Did you mean {' or '.join(near)}?" if near else "See: moviola systems",
+    )
+
+
+def entry_module(system: System) -> ModuleType:
+    """The module of the system's entry file (imports torch)."""
+    return import_module(system.entry.partition(":")[0])
+
+
+def entry_class(system: System) -> Any:
+    """The class or function that `System.entry` names (imports torch)."""
+    return getattr(entry_module(system), system.entry.partition(":")[2])
+
+
+def build(system: System, config: Mapping[str, Any]) -> nn.Module:
+    """An untrained module from the JSON form of its `Config`, as a model folder stores it."""
+    return entry_class(system)(entry_module(system).Config.from_json(config))

@@ -1,0 +1,16 @@
+"""Finding videos by text and text by videos."""
+
+from __future__ import annotations
+
+from moviola.types import System
+
+SYSTEMS: tuple[System, ...] = (
+    System(
+        44,
+        "xpool",
+        "X-Pool: Cross-Modal Language-Video Attention for Text-Video Retrieval",
+        "https://arxiv.org/abs/2203.15086",
+        'moviola.load("a-trained-xpool").score(texts, frames_MTD)',
+        "moviola.systems.retrieval.xpool:XPool",
+    ),
+)

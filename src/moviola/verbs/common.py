@@ -1,0 +1,372 @@
+"""What several verbs share: what was skipped, how progress is told, files turned into vectors.
+
+Axis letters: N items, T frames, D embedding width, M videos.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+
+from moviola.types import (
+    Clip,
+    Encoder,
+    FrameSpec,
+    MediaError,
+    MediaKind,
+    TimeSpan,
+    UsageError,
+    printable,
+)
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from moviola.clip.loaded import Model
+    from moviola.media import Video
+
+VIDEO_FRAMES = 12
+"""Frames that make a video's one vector where the model takes any number (as CLIP4Clip does)."""
+MOST_FRAMES = 4096
+"""Frames of one clip held at once; a model that wants more of a long video is told to cut it."""
+CUT = "It was cut."
+"""How the tokenizer's warning about a text that it cut to the context ends."""
+_WORKERS = 2
+_AHEAD = 4  # items decoded ahead of the model
+_BATCH_BYTES = 96 << 20  # pixels waiting for one pass, whatever the batch size
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something that could not be used, and why: a file's path, or a table's row."""
+
+    path: str
+    reason: str
+
+    def to_json(self) -> dict[str, str]:
+        return {"file": self.path, "reason": self.reason}
+
+    def __str__(self) -> str:
+        return f"{printable(self.path)}: {self.reason}"
+
+
+class Progress(Protocol):
+    """Called after every step. `total` is None where the end is not known; `note` is the current item."""
+
+    def __call__(self, done: float, total: float | None, note: str = "") -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Pixels of one item: a picture, or the frames that a clip's vector is made of."""
+
+    kind: MediaKind
+    span: TimeSpan
+    picture: Image.Image | None = None
+    frames_THWC: np.ndarray | None = None
+    times_T: np.ndarray | None = None
+
+    @property
+    def bytes(self) -> int:
+        if self.picture is not None:
+            return self.picture.width * self.picture.height * 4
+        return 0 if self.frames_THWC is None else self.frames_THWC.nbytes
+
+    @property
+    def clip(self) -> tuple[np.ndarray, np.ndarray]:
+        """As the model's clip methods take it; a picture is a clip of one frame."""
+        if self.picture is not None:
+            from moviola.media import on_white
+
+            return np.asarray(on_white(self.picture))[None], np.zeros(1)
+        assert self.frames_THWC is not None
+        assert self.times_T is not None
+        return self.frames_THWC, self.times_T
+
+
+# --------------------------------------------------------------------------------------------------
+# From files to pixels
+# --------------------------------------------------------------------------------------------------
+
+
+def look_at(media: Clip | bytes, model: Model, *, frames: int | None = None) -> Look:
+    """Decode a picture, or of a clip the frames that the model's `frame_spec` asks for.
+
+    `frames` is how many where the model takes any number. `MediaError` for what cannot be read.
+    """
+    from moviola.media import Video, media_kind, read_picture
+
+    if isinstance(media, bytes):
+        return Look("picture", TimeSpan(0, 0), picture=read_picture(media))
+    if media_kind(media.path) != "video":
+        return Look("picture", TimeSpan(0, 0), picture=read_picture(media.path))
+    with Video(media.path) as video:
+        return _look_at_video(video, media.span, model, frames)
+
+
+def _look_at_video(video: Video, span: TimeSpan | None, model: Model, frames: int | None) -> Look:
+    from moviola.clip.sample import choose_frames
+
+    spec = model.frame_spec
+    whole = span is None
+    span = TimeSpan(0, video.duration) if span is None else span
+    if not whole and span.start >= video.duration > 0:
+        raise MediaError(
+            video.path,
+            f"the clip starts at {span.start:g} s, but the video ends at {video.duration:g} s.",
+            hint="Check the clip's times.",
+        )
+    side = model.preprocess.decode_hint
+    if spec.sampler in ("middle", "uniform"):
+        count = spec.count or frames or VIDEO_FRAMES
+        sampler = "uniform" if spec.sampler == "uniform" else "middle"
+        batch = video.uniform(
+            count,
+            start=span.start,
+            end=span.end,
+            sampler=sampler,  # type: ignore[arg-type]
+            short_side=side,
+        )
+        # a short clip gives frames twice; the spec's own padding says what is to happen instead
+        times_T, first_T = np.unique(batch.times_T, return_index=True)
+        frames_THWC = batch.frames_THWC[first_T]
+    else:
+        frames_THWC, times_T = _run_of_frames(video, span, spec, side)
+    try:
+        choose_frames(spec, times_T)
+    except UsageError as error:
+        raise MediaError(video.path, error.problem, hint=error.hint) from error
+    return Look("video", span, frames_THWC=frames_THWC, times_T=times_T)
+
+
+def _run_of_frames(video: Video, span: TimeSpan, spec: FrameSpec, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frames at the model's rate, or neighbouring frames around the middle of the span."""
+    start, end = span.start, span.end
+    every = 1 / spec.rate if spec.sampler == "rate" and spec.rate else None
+    if spec.sampler == "consecutive" and spec.count is not None:
+        wanted = (spec.count - 1) * spec.stride + 1
+        # half as many again, since the header's rate is only an average
+        half = 0.75 * (wanted + 2) / (video.rate or 25.0)
+        start, end = max(start, span.centre - half), min(end, span.centre + half)
+    limit = MOST_FRAMES if every is None or spec.count is None else spec.count
+    pixels, times, count = [], [], 0
+    for batch in video.stream(every=every, start=start, end=end, short_side=side):
+        pixels.append(batch.frames_THWC)
+        times.append(batch.times_T)
+        count += len(batch)
+        if count >= limit:
+            break
+    if count > MOST_FRAMES:
+        raise MediaError(
+            video.path,
+            f"the model wants every frame of it at once, more than {MOST_FRAMES}.",
+            hint="Cut the video, or give clips with start and end.",
+        )
+    if not pixels:
+        batch = video.at([span.centre], short_side=side)  # a span between two frames
+        return batch.frames_THWC, batch.times_T
+    return np.concatenate(pixels)[:limit], np.concatenate(times)[:limit]
+
+
+def looks(
+    items: Iterable[tuple[int, str, Clip | bytes]],
+    model: Model,
+    *,
+    frames: int | None = None,
+    on_skip: Callable[[int, Skipped], None],
+) -> Iterator[tuple[int, str, Look]]:
+    """(index, id, pixels) of each item in order, decoded ahead of use by two threads.
+
+    Items that cannot be read go to `on_skip(index, Skipped)`.
+    """
+    source = iter(items)
+    waiting: deque[tuple[int, str, Future[Look]]] = deque()
+    pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="decode")
+    try:
+        while True:
+            for index, name, media in islice(source, _AHEAD - len(waiting)):
+                waiting.append((index, name, pool.submit(look_at, media, model, frames=frames)))
+            if not waiting:
+                return
+            index, name, future = waiting.popleft()
+            try:
+                look = future.result()
+            except MediaError as error:
+                on_skip(index, Skipped(name, error.reason))
+                continue
+            yield index, name, look
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def batches(
+    found: Iterable[tuple[int, str, Look]], batch_size: int, *, mixed: bool = False
+) -> Iterator[list[tuple[int, str, Look]]]:
+    """Neighbours of one kind for one pass; `batch_size` counts pictures and frames of video.
+
+    `mixed` lets pictures and videos share a batch, for models that see both as clips.
+    """
+    if batch_size < 1:
+        raise UsageError(f"The batch size must be at least 1, got {batch_size}.")
+    group: list[tuple[int, str, Look]] = []
+    units = size = 0
+    for item in found:
+        look = item[2]
+        more = 1 if look.times_T is None else len(look.times_T)
+        other = bool(group) and not mixed and group[0][2].kind != look.kind
+        if group and (other or units + more > batch_size or size + look.bytes > _BATCH_BYTES):
+            yield group
+            group, units, size = [], 0, 0
+        group.append(item)
+        units, size = units + more, size + look.bytes
+    if group:
+        yield group
+
+
+# --------------------------------------------------------------------------------------------------
+# From pixels to vectors and scores
+# --------------------------------------------------------------------------------------------------
+
+
+def embed_media(
+    model: Model,
+    items: Iterable[tuple[int, str, Clip | bytes]],
+    *,
+    batch_size: int = 32,
+    frames: int | None = None,
+    normalize: bool = True,
+    on_skip: Callable[[int, Skipped], None],
+) -> Iterator[tuple[list[tuple[int, str, Look]], np.ndarray]]:
+    """One vector per item, batch by batch: the items of a batch, and vectors_ND.
+
+    Unreadable items, and those whose vector is not finite, go to `on_skip`.
+    """
+    for group in batches(looks(items, model, frames=frames, on_skip=on_skip), batch_size):
+        if group[0][2].kind == "picture":
+            pictures = [look.picture for _, _, look in group if look.picture is not None]
+            vectors_ND = model.embed_pictures(pictures, batch_size=batch_size, normalize=normalize)
+        else:
+            clips = [look.clip for _, _, look in group]
+            vectors_ND = model.embed_clips(clips, batch_size=len(clips), normalize=normalize)
+        finite_N = np.isfinite(vectors_ND).all(axis=1)
+        for (index, name, _), finite in zip(group, finite_N, strict=True):
+            if not finite:
+                on_skip(index, Skipped(name, "the model gave no finite vector for it"))
+        kept = [item for item, finite in zip(group, finite_N, strict=True) if finite]
+        if kept:
+            yield kept, vectors_ND[finite_N]
+
+
+def score_media(
+    model: Model,
+    text_ND: np.ndarray,
+    items: Iterable[tuple[int, str, Clip | bytes]],
+    *,
+    batch_size: int = 32,
+    frames: int | None = None,
+    on_skip: Callable[[int, Skipped], None],
+) -> Iterator[tuple[list[tuple[int, str, Look]], np.ndarray]]:
+    """Scores of every text for each item by a non-separable model: the items, and scores_NM.
+
+    `text_ND` are vectors that are NOT normalised. A picture is a clip of one frame.
+    """
+    found = looks(items, model, frames=frames, on_skip=on_skip)
+    for group in batches(found, batch_size, mixed=True):
+        clips = [look.clip for _, _, look in group]
+        video, mask_MT = model.encode_clips(clips, batch_size=len(clips))
+        scores_NM = _score(model, text_ND, video, mask_MT)
+        finite_M = np.isfinite(scores_NM).all(axis=0)
+        for (index, name, _), finite in zip(group, finite_M, strict=True):
+            if not finite:
+                on_skip(index, Skipped(name, "the model gave no finite score for it"))
+        kept = [item for item, finite in zip(group, finite_M, strict=True) if finite]
+        if kept:
+            yield kept, scores_NM[:, finite_M]
+
+
+def _score(model: Model, text_ND: np.ndarray, video: np.ndarray, mask_MT: np.ndarray) -> np.ndarray:
+    """The module's own `score`, some hundred texts at a time since it may hold N x M x D numbers."""
+    import torch
+
+    encoder = cast(Encoder, model.module)
+    with torch.inference_mode():
+        given = torch.from_numpy(video).to(model.device, model.dtype)
+        mask = torch.from_numpy(mask_MT).to(model.device)
+        parts = [
+            encoder.score(torch.from_numpy(chunk_ND).to(model.device, model.dtype), given, mask)
+            for chunk_ND in np.array_split(text_ND, max(1, -(-len(text_ND) // 256)))
+        ]
+        return torch.cat(parts).float().cpu().numpy()
+
+
+# --------------------------------------------------------------------------------------------------
+# Small things
+# --------------------------------------------------------------------------------------------------
+
+
+def resolve(
+    model: str | Path | Model, *, device: str, dtype: str | None, tokenizer: str | Path | None
+) -> Model:
+    """A loaded model as it is (its device and dtype stay), anything else through `load`."""
+    from moviola.verbs.load import as_model
+
+    return as_model(model, device=device, dtype=dtype, tokenizer=tokenizer)
+
+
+@contextmanager
+def counting_cuts() -> Iterator[list[str]]:
+    """Inside, texts that are cut to the context are collected, instead of a warning for each."""
+    cut: list[str] = []
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        yield cut
+    for one in seen:
+        message = str(one.message)
+        if message.endswith(CUT):
+            cut.append(message)
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+
+
+def cut_note(cut: Sequence[str]) -> list[str]:
+    """One sentence about the texts that `counting_cuts` collected; none where there are none."""
+    return [f"{len(cut)} texts were cut to the model's context. The first: {cut[0]}"] if cut else []
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[IO[Any]]:
+    """A binary file beside `path` that takes its name when the block ends well, and goes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".writing", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # mkstemp makes files that only the owner reads
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def summary(failed: Sequence[Skipped], what: str, shown: int = 20) -> list[str]:
+    """Lines for a terminal about what was left out; none where nothing was."""
+    if not failed:
+        return []
+    lines = [f"{len(failed)} {what}:"]
+    lines += [f"  {one}" for one in failed[:shown]]
+    return lines + ([f"  and {len(failed) - shown} more"] if len(failed) > shown else [])

@@ -1,0 +1,347 @@
+"""`evaluate`: zero-shot classification and retrieval of a model on a labelled set.
+
+Axis letters: N items or texts, M items of a gallery, C classes, D embedding width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from moviola.data.classes import ClassSet, Names, read_classes
+from moviola.data.retrieval import Layout, RetrievalSet, read_retrieval
+from moviola.data.templates import read_templates
+from moviola.metrics.classification import mean_class_accuracy, per_class_accuracy, topk_accuracy
+from moviola.metrics.retrieval import rank_metrics, text_to_video_ranks, video_to_text_ranks
+from moviola.types import UsageError
+from moviola.verbs.classify import ClassScorer, refuse_without_words
+from moviola.verbs.common import (
+    Progress,
+    Skipped,
+    atomic,
+    counting_cuts,
+    cut_note,
+    embed_media,
+    resolve,
+    score_media,
+)
+from moviola.verbs.figures import RetrievalReport, ZeroShotReport
+
+if TYPE_CHECKING:
+    from moviola.clip.loaded import Model
+    from moviola.data.media_set import MediaSet
+
+
+class NothingEvaluated(UsageError):
+    """Not one item could be used; `failed` says why."""
+
+    def __init__(self, problem: str, failed: Sequence[Skipped], *, hint: str | None = None) -> None:
+        super().__init__(problem, hint=hint)
+        self.failed = tuple(failed)
+
+
+def evaluate_zero_shot(
+    model: str | Path | Model,
+    data: str | Path | ClassSet,
+    *,
+    templates: str | Path | Sequence[str] | None = None,
+    split: str | None = None,
+    names: Names | None = None,
+    label_column: str | None = None,
+    media_column: str | None = None,
+    media_root: str | Path | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    tokenizer: str | Path | None = None,
+    batch_size: int = 32,
+    frames: int | None = None,
+    truncate: bool = False,
+    cache: str | Path | None = None,
+    on_progress: Progress | None = None,
+) -> ZeroShotReport:
+    """Zero-shot top-1 and top-5 on a folder per class or a table; see `read_classes` for layouts.
+
+    templates  a set (`simple`, `general`, `video`), a file, or sentences with `{}`
+    limit      at most so many items, drawn by hash: the same ones each time, from every class
+    cache      a folder where the items' vectors are kept, so that other templates cost no new pass;
+               a changed file, model or recipe makes a new entry
+
+    A class as high as the right one counts as ranked before it. Items that cannot be read stand in
+    `failed` and are left out of the figures.
+    """
+    sentences = read_templates(templates)
+    if isinstance(data, ClassSet):
+        if any(value is not None for value in (split, names, label_column, media_column, media_root)):
+            raise UsageError("split, names, columns and media_root belong to read_classes here.")
+        found = data
+    else:
+        found = read_classes(
+            data,
+            split=split,
+            names=names,
+            label_column=label_column,
+            media_column=media_column,
+            media_root=media_root,
+        )
+    loaded = resolve(model, device=device, dtype=dtype, tokenizer=tokenizer)
+    refuse_without_words(loaded, "evaluate")
+    rows = found.sample(limit)
+    with counting_cuts() as cut:
+        scorer = ClassScorer(
+            loaded, found.classes, sentences, batch_size=batch_size, frames=frames, truncate=truncate
+        )
+    failed = [Skipped(*one) for one in found.skipped]
+    work = _Work(loaded, found, rows, batch_size, frames, cache, failed, on_progress)
+    if loaded.separable:
+        index_N, vectors_ND = work.vectors()
+        scores_NC = scorer.logits(vectors_ND)
+    else:
+        index_N, scores_NC = work.scores(scorer)
+    labels_N = found.labels_N[index_N]
+    ks = (1, 5) if len(found.classes) > 5 else (1,)
+    top = topk_accuracy(scores_NC, labels_N, ks)
+    names_C = [
+        f"{name} ({index})" if name in found.repeated else name for index, name in enumerate(found.classes)
+    ]
+    per_class = {
+        names_C[index]: float(value)
+        for index, value in enumerate(per_class_accuracy(scores_NC, labels_N))
+        if np.isfinite(value)
+    }
+    return ZeroShotReport(
+        model=loaded.name,
+        data=str(found.source),
+        split=found.split,
+        n=len(labels_N),
+        classes=len(found.classes),
+        templates=len(sentences),
+        top1=top["top1"],
+        top5=top.get("top5"),
+        mean_per_class=mean_class_accuracy(scores_NC, labels_N),
+        per_class=per_class,
+        failed=tuple(failed),
+        notes=_zero_shot_notes(found, len(per_class), len(rows), cut),
+    )
+
+
+def evaluate_retrieval(
+    model: str | Path | Model,
+    data: str | Path | RetrievalSet,
+    *,
+    layout: Layout = "auto",
+    split: str = "test",
+    media_root: str | Path | None = None,
+    media_column: str | None = None,
+    text_column: str | None = None,
+    id_column: str | None = None,
+    captions_per_item: int | None = None,
+    among: Literal["auto", "items", "captions"] = "auto",
+    limit: int | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    tokenizer: str | Path | None = None,
+    batch_size: int = 32,
+    frames: int | None = None,
+    truncate: bool = False,
+    cache: str | Path | None = None,
+    on_progress: Progress | None = None,
+) -> RetrievalReport:
+    """Image-text or text-video retrieval, both ways; see `read_retrieval` for layouts.
+
+    among   what an item's captions are ranked among; `auto` is all captions for pictures, and each
+            item's best caption for videos, as their benchmarks have it
+    limit   at most so many items with their texts, drawn by hash. A smaller gallery is an easier one
+    cache   as in `evaluate_zero_shot`, for models that give one vector per item
+
+    An item as similar as the right one counts as ranked before it. A model that is not separable is
+    asked through its own `score`, item by item against every text. Items that cannot be read stand
+    in `failed`; they and their texts are left out.
+    """
+    if among not in ("auto", "items", "captions"):
+        raise UsageError(f"among must be auto, items or captions, got {among!r}.")
+    if isinstance(data, RetrievalSet):
+        found = data
+    else:
+        found = read_retrieval(
+            data,
+            layout=layout,
+            split=split,
+            media_root=media_root,
+            media_column=media_column,
+            text_column=text_column,
+            id_column=id_column,
+            captions_per_item=captions_per_item,
+        )
+    loaded = resolve(model, device=device, dtype=dtype, tokenizer=tokenizer)
+    refuse_without_words(loaded, "evaluate")
+    rows = found.sample(limit)
+    kept_N = np.flatnonzero(np.isin(found.owner_N, rows))
+    # texts first: one that is too long is then found before the pictures are embedded
+    with counting_cuts() as cut:
+        text_ND = loaded.embed_texts(
+            [found.texts[n] for n in kept_N], normalize=loaded.separable, truncate=truncate
+        )
+    failed = [Skipped(*one) for one in found.missing]
+    work = _Work(loaded, found, rows, batch_size, frames, cache, failed, on_progress)
+    if loaded.separable:
+        index_M, vectors_MD = work.vectors()
+        sims_NM = text_ND @ vectors_MD.T
+    else:
+        index_M, sims_NM = work.similarities(text_ND)
+    column = np.full(len(found), -1)
+    column[index_M] = np.arange(len(index_M))
+    owner_N = column[found.owner_N[kept_N]]
+    usable_N = owner_N >= 0
+    if not usable_N.all():
+        sims_NM, owner_N = sims_NM[usable_N], owner_N[usable_N]
+    if among == "auto":
+        among = "captions" if found.kind == "picture" else "items"
+    item_ranks_M = video_to_text_ranks(
+        sims_NM, owner_N, among="captions" if among == "captions" else "videos"
+    )
+    return RetrievalReport(
+        model=loaded.name,
+        data=str(found.source),
+        layout=found.layout,
+        split=found.split,
+        n_items=len(index_M),
+        n_texts=len(owner_N),
+        among=among,
+        text_to_item=rank_metrics(text_to_video_ranks(sims_NM, owner_N)),
+        item_to_text=rank_metrics(item_ranks_M),
+        failed=tuple(failed),
+        notes=_notes(len(rows), len(found), cut),
+    )
+
+
+class _Work:
+    """One pass of a model over the chosen items of a set, with what failed on the way."""
+
+    def __init__(
+        self,
+        model: Model,
+        data: MediaSet,
+        rows: Sequence[int],
+        batch_size: int,
+        frames: int | None,
+        cache: str | Path | None,
+        failed: list[Skipped],
+        on_progress: Progress | None,
+    ) -> None:
+        if batch_size < 1:
+            raise UsageError(f"The batch size must be at least 1, got {batch_size}.")
+        if frames is not None and frames < 1:
+            raise UsageError(f"A video's vector needs at least one frame, got frames={frames}.")
+        if cache is not None and not model.separable:
+            raise UsageError(
+                f"The model '{model.name}' has no single vector per item, so there is nothing to cache.",
+                hint="Leave cache out.",
+            )
+        self.model, self.data, self.rows = model, data, rows
+        self.batch_size, self.frames, self.failed = batch_size, frames, failed
+        self.cache = None if cache is None else Path(cache)
+        self.on_progress = on_progress
+        self.done = 0
+        self.before = len(failed)
+
+    def vectors(self) -> tuple[np.ndarray, np.ndarray]:
+        """The indices of the items that could be read, and their unit vectors_ND."""
+        place = None if self.cache is None else self.cache / f"features-{self._key()}.npz"
+        if place is not None and place.is_file():
+            with np.load(place, allow_pickle=False) as stored:
+                index_N, vectors_ND = stored["index"], stored["vectors"]
+                self.failed += [Skipped(*one) for one in json.loads(str(stored["failed"]))]
+            self._tell(len(self.rows), "from the cache")
+            return index_N, vectors_ND
+        index, vectors = [], []
+        for group, vectors_ND in embed_media(
+            self.model, self._items(), batch_size=self.batch_size, frames=self.frames, on_skip=self._skip
+        ):
+            index += [one[0] for one in group]
+            vectors.append(vectors_ND)
+            self._tell(len(group), group[-1][1])
+        self._check(index)
+        index_N, vectors_ND = np.array(index), np.concatenate(vectors)
+        if place is not None:
+            listed = json.dumps([[one.path, one.reason] for one in self.failed[self.before :]])
+            with atomic(place) as file:
+                np.savez(file, index=index_N, vectors=vectors_ND, failed=np.array(listed))
+        return index_N, vectors_ND
+
+    def scores(self, scorer: ClassScorer) -> tuple[np.ndarray, np.ndarray]:
+        """The indices of the items that could be read, and their scores_NC."""
+        index, scores = [], []
+        for group, logits_NC in scorer.over(self._items(), on_skip=self._skip):
+            index += [one[0] for one in group]
+            scores.append(logits_NC)
+            self._tell(len(group), group[-1][1])
+        self._check(index)
+        return np.array(index), np.concatenate(scores)
+
+    def similarities(self, text_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The indices of the items that could be read, and scores_NM; no item's frames are kept."""
+        index, scores = [], []
+        for group, scores_NM in score_media(
+            self.model,
+            text_ND,
+            self._items(),
+            batch_size=self.batch_size,
+            frames=self.frames,
+            on_skip=self._skip,
+        ):
+            index += [one[0] for one in group]
+            scores.append(scores_NM)
+            self._tell(len(group), group[-1][1])
+        self._check(index)
+        return np.array(index), np.concatenate(scores, axis=1)
+
+    def _items(self) -> Any:
+        def skip(name: str, why: str) -> None:
+            self._skip(-1, Skipped(name, why))
+
+        return self.data.stream(self.rows, on_skip=skip)
+
+    def _skip(self, index: int, one: Skipped) -> None:
+        self.failed.append(one)
+        self._tell(1, one.path)
+
+    def _tell(self, steps: int, note: str) -> None:
+        self.done += steps
+        if self.on_progress is not None:
+            self.on_progress(self.done, len(self.rows), note)
+
+    def _check(self, index: Sequence[int]) -> None:
+        if not index:
+            first = f" The first: {self.failed[0]}." if self.failed else ""
+            raise NothingEvaluated(
+                f"Nothing was evaluated: none of {len(self.rows)} items could be read.{first}", self.failed
+            )
+
+    def _key(self) -> str:
+        """What the vectors depend on, as 20 hex digits."""
+        model = self.model
+        parts = [model.hash, model.recipe.hash, str(model.dtype), self.frames, self.data.fingerprint]
+        return hashlib.sha256(json.dumps([*parts, list(self.rows)]).encode()).hexdigest()[:20]
+
+
+def _zero_shot_notes(data: ClassSet, seen: int, used: int, cut: Sequence[str]) -> tuple[str, ...]:
+    notes = list(_notes(used, len(data), cut))
+    if data.repeated:
+        notes.append(
+            "Names given to more than one class, which words cannot tell apart: "
+            f"{', '.join(data.repeated[:5])}."
+        )
+    if seen < len(data.classes):
+        notes.append(f"{len(data.classes) - seen} of {len(data.classes)} classes have no item here.")
+    return tuple(notes)
+
+
+def _notes(used: int, there: int, cut: Sequence[str]) -> tuple[str, ...]:
+    notes = [f"A sample of {used} of {there} items."] if used < there else []
+    return (*notes, *cut_note(cut))

@@ -1,0 +1,150 @@
+"""`load`: a model by name, folder, file or hub id, whichever system it belongs to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moviola.types import Refusal, UsageError
+
+if TYPE_CHECKING:
+    from moviola.clip.loaded import Model
+
+BUILTIN = "builtin"
+
+
+def builtin_folder() -> Path:
+    """Where the package keeps the built-in model."""
+    return Path(__file__).resolve().parent.parent / "assets" / "builtin"
+
+
+def load(
+    source: str | Path = BUILTIN,
+    *,
+    init: str | Path | Model | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    tokenizer: str | Path | None = None,
+    revision: str | None = None,
+) -> Model:
+    """A model ready to embed.
+
+    `source` is `builtin`; a model folder (ours, Hugging Face CLIP, OpenCLIP); an OpenAI `.pt`; a hub
+    id such as `openai/clip-vit-base-patch32`; or a system's slug with `init=` naming the CLIP to
+    start from (`load("xpool", init="builtin")`). `device` is auto, cpu, cuda or mps; `dtype` float32,
+    bfloat16 or float16; `tokenizer` a file for checkpoints that come without one; `revision` a hub
+    revision. Raises `CheckpointError` when it cannot be read, is of an unsupported family, or is not
+    there.
+    """
+    from moviola.clip.formats import load as load_clip
+    from moviola.clip.native import is_native, read_native
+
+    if init is not None:
+        return _start_system(str(source), init, device=device, dtype=dtype, tokenizer=tokenizer)
+    if str(source) == BUILTIN and not Path(source).exists():
+        source = builtin_folder()
+    path = Path(source)
+    if path.is_dir() and is_native(path):
+        native = read_native(path)
+        if native.system != "clip":
+            return _restore_system(native, device=device, dtype=dtype)
+    elif not path.exists() and _is_slug(str(source)):
+        raise UsageError(
+            f"{source} is a system, not a checkpoint: it needs a CLIP to start from.",
+            hint=f"Use load('{source}', init='builtin'), or another CLIP as init.",
+        )
+    return load_clip(source, device=device, dtype=dtype, tokenizer=tokenizer, revision=revision)
+
+
+def as_model(
+    model: str | Path | Model,
+    *,
+    device: str = "auto",
+    dtype: str | None = None,
+    tokenizer: str | Path | None = None,
+) -> Model:
+    """A loaded model as it is, anything else through `load`."""
+    from moviola.clip.loaded import Model as LoadedModel
+
+    if isinstance(model, LoadedModel):
+        return model
+    return load(model, device=device, dtype=dtype, tokenizer=tokenizer)
+
+
+def info(source: str | Path = BUILTIN, *, tokenizer: str | Path | None = None) -> dict[str, Any]:
+    """What a checkpoint is: format, architecture, activation, recipe, hash, licence if stated."""
+    from moviola.clip.formats import describe
+
+    if str(source) == BUILTIN and not Path(source).exists():
+        source = builtin_folder()
+    return describe(source, tokenizer=tokenizer)
+
+
+def export(model: str | Path | Model, folder: str | Path, *, format: str = "hf") -> Path:
+    """Write `model` as a Hugging Face (`hf`) or OpenCLIP (`openclip`) folder, whole or not at all."""
+    from moviola.clip.formats import export as export_clip
+
+    return export_clip(as_model(model, device="cpu"), folder, format=format)
+
+
+def _is_slug(name: str) -> bool:
+    from moviola.systems.registry import all_systems
+
+    return any(system.slug == name for system in all_systems())
+
+
+def _start_system(
+    slug: str,
+    init: str | Path | Model,
+    *,
+    device: str,
+    dtype: str | None,
+    tokenizer: str | Path | None,
+) -> Model:
+    from moviola.clip.loaded import Model as LoadedModel
+    from moviola.systems.registry import entry_class, find
+
+    system = find(slug)
+    cls = entry_class(system)
+    if not hasattr(cls, "from_clip"):
+        raise Refusal(
+            f"{system.slug} ({system.title}) does not start from a CLIP.",
+            hint=f"Its call is: {system.call}",
+        )
+    base = as_model(init, device="cpu", tokenizer=tokenizer)
+    module = cls.from_clip(base.module)
+    return LoadedModel(
+        module,
+        config=module.config.to_json(),
+        recipe=base.recipe,
+        tokenizer=base.tokenizer,
+        name=f"{system.slug} from {base.name}",
+        system=system.slug,
+        device=device,
+        dtype=dtype,  # type: ignore[arg-type]
+        licence=base.licence,
+        base={"name": base.name, "hash": base.hash},
+    )
+
+
+def _restore_system(native: Any, *, device: str, dtype: str | None) -> Model:
+    from moviola.clip.loaded import Model as LoadedModel
+    from moviola.clip.native import assign
+    from moviola.systems.registry import entry_class, find
+
+    cls = entry_class(find(native.system))
+    module = cls.from_config(native.config)
+    assign(module, native.state, source=native.name)
+    return LoadedModel(
+        module,
+        config=native.config,
+        recipe=native.recipe,
+        tokenizer=native.tokenizer,
+        name=native.name,
+        system=native.system,
+        device=device,
+        dtype=dtype,  # type: ignore[arg-type]
+        licence=native.licence,
+        base=native.base,
+        classes=native.classes,
+    )
