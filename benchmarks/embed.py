@@ -44,11 +44,14 @@ def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], seconds: float
     for call in (ours, theirs):
         call()
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[0]) < 5:
-        for call, taken in zip((ours, theirs), times, strict=True):
+    turn = 0
+    while time.perf_counter() < end or len(times[0]) < 3:
+        order = (0, 1) if turn % 2 == 0 else (1, 0)  # who goes first changes every time
+        for which in order:
             start = time.perf_counter()
-            call()
-            taken.append(time.perf_counter() - start)
+            (ours, theirs)[which]()
+            times[which].append(time.perf_counter() - start)
+        turn += 1
     return times
 
 
@@ -66,49 +69,50 @@ def row(what: str, dtype: str, items: int, times: tuple[list, list], difference:
     }
 
 
+def unit(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(x.float(), dim=-1)
+
+
 @torch.inference_mode()
 def measure(batch_size: int, seconds: float, words: int) -> list[dict[str, Any]]:
-    config = vit_b_32()
-    ours, theirs = pair(config)
-    generator = torch.Generator().manual_seed(1)
-    pixels_BCHW = torch.randn(batch_size, 3, 224, 224, generator=generator)
-    end = config.text.vocab_size - 1
+    ours, theirs = pair(vit_b_32())
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
-        ours, theirs = ours.to(dtype), theirs.to(dtype)
-        name, pixels = str(dtype).removeprefix("torch."), pixels_BCHW.to(dtype)
+        rows += measure_dtype(ours.to(dtype), theirs.to(dtype), dtype, batch_size, seconds, words)
+    return rows
 
-        def unit(x: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.normalize(x.float(), dim=-1)
 
-        def our_images(pixels: torch.Tensor = pixels) -> torch.Tensor:
-            return ours.encode_image(pixels)
-
-        def their_images(pixels: torch.Tensor = pixels) -> torch.Tensor:
-            return theirs.get_image_features(pixel_values=pixels).pooler_output
-
-        difference = (unit(our_images()) - unit(their_images())).abs().max().item()
-        times = alternate(our_images, their_images, seconds)
-        rows.append(row("images", name, batch_size, times, difference))
-        # `short`: padded only to the longest text for transformers too; `context`: both given 77 places
-        for label, length in (
-            (f"texts of {words} tokens", words),
-            (f"texts of {words} tokens padded to 77", 77),
-        ):
-            tokens = torch.full((batch_size, length), end)
-            tokens[:, 0] = end - 1
-            tokens[:, 1 : words - 1] = torch.randint(1, end - 1, (batch_size, words - 2), generator=generator)
-            ours_tokens = torch.where(torch.arange(length) < words, tokens, 0)
-
-            def our_texts(tokens: torch.Tensor = ours_tokens) -> torch.Tensor:
-                return ours.encode_text(tokens)
-
-            def their_texts(tokens: torch.Tensor = tokens) -> torch.Tensor:
-                return theirs.get_text_features(input_ids=tokens).pooler_output
-
-            difference = (unit(our_texts()) - unit(their_texts())).abs().max().item()
-            times = alternate(our_texts, their_texts, seconds)
-            rows.append(row(label, name, batch_size, times, difference))
+def measure_dtype(
+    ours: CLIP, theirs: Any, dtype: torch.dtype, batch_size: int, seconds: float, words: int
+) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randn(batch_size, 3, 224, 224, generator=generator).to(dtype)
+    end = ours.config.text.vocab_size - 1
+    cases: list[tuple[str, Callable[[], torch.Tensor], Callable[[], torch.Tensor]]] = [
+        (
+            "images",
+            lambda: ours.encode_image(pixels),
+            lambda: theirs.get_image_features(pixel_values=pixels).pooler_output,
+        )
+    ]
+    # transformers pads to the longest text, or to the whole context where a caller asks for it
+    for label, length in ((f"texts of {words} tokens", words), (f"texts of {words} tokens padded to 77", 77)):
+        padded = torch.full((batch_size, length), end)
+        padded[:, 0] = end - 1
+        padded[:, 1 : words - 1] = torch.randint(1, end - 1, (batch_size, words - 2), generator=generator)
+        zeroed = torch.where(torch.arange(length) < words, padded, 0)
+        cases.append(
+            (
+                label,
+                lambda t=zeroed: ours.encode_text(t),  # type: ignore[misc]
+                lambda t=padded: theirs.get_text_features(input_ids=t).pooler_output,  # type: ignore[misc]
+            )
+        )
+    rows = []
+    for label, our_call, their_call in cases:
+        difference = (unit(our_call()) - unit(their_call())).abs().max().item()
+        times = alternate(our_call, their_call, seconds)
+        rows.append(row(label, str(dtype).removeprefix("torch."), batch_size, times, difference))
     return rows
 
 

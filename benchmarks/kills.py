@@ -125,8 +125,8 @@ def main() -> None:
         reads, moments, sizes = 0, [], []
         for _ in range(args.kills):
             process, began = start(killed), time.monotonic()
-            # A run that goes on has less to do each time, so the moments lie early in the whole run.
-            moments.append(chance.uniform(0.02, 0.25) * took)
+            # Each run goes on where the last one was killed: short runs, or it would be done too soon.
+            moments.append(0.3 + chance.uniform(0, 2) * took / args.kills)
             while time.monotonic() - began < moments[-1] and process.poll() is None:
                 if (killed / MANIFEST).exists():
                     _check(contents(killed)[0], known)

@@ -213,8 +213,8 @@ def test_closed_actions_are_their_own_reverse_and_end_as_they_began() -> None:
 
 def features(made: MadeClip) -> np.ndarray:
     """What a bag of frames knows: the mean picture, its spread over time, and where the object was."""
-    frames = made.frames_THWC.reshape(len(made.frames_THWC), 8, 8, 8, 8, 3).mean((2, 4)) / 255
-    places = centres(made, made.events[0].objects[0]) / 64
+    frames = made.frames_THWC.reshape(len(made.frames_THWC), 8, 4, 8, 4, 3).mean((2, 4)) / 255
+    places = centres(made, made.events[0].objects[0]) / 32
     areas = made.masks_KTHW[made.events[0].objects[0]].mean((1, 2))
     return np.concatenate(
         [
@@ -244,27 +244,53 @@ def accuracy(one: np.ndarray, two: np.ndarray) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_a_bag_of_frames_cannot_tell_the_direction(first: str, second: str) -> None:
-    """1,200 clips of each: a linear classifier on order-free features stays within 5 points of chance."""
-    config = replace(PLAIN, shapes=("star", "cross", "heart"), captions=0)
+    """700 clips of each: a linear classifier on order-free features stays within 5 points of chance."""
+    config = replace(PLAIN, shapes=("star", "cross", "heart"), captions=0, size=32)
     sets = [
-        np.stack([features(clip(s, i, config=replace(config, actions=(name,)))) for i in range(1200)])
+        np.stack([features(clip(s, i, config=replace(config, actions=(name,)))) for i in range(700)])
         for s, name in enumerate((first, second))
     ]
     assert abs(accuracy(*sets) - 0.5) < 0.05
+
+
+@pytest.mark.slow
+def test_a_bag_of_frames_cannot_tell_which_colour_came_first() -> None:
+    config = replace(
+        PLAIN, colours=("red", "blue", "white"), actions=("changes colour",), captions=0, size=32
+    )
+    rows: dict[tuple[str, str], list[np.ndarray]] = {("red", "blue"): [], ("blue", "red"): []}
+    for index in range(4000):
+        made = clip(3, index, config=config)
+        assert made.events[0].colours is not None
+        if made.events[0].colours in rows:
+            rows[made.events[0].colours].append(features(made))
+    one, two = (np.stack(found) for found in rows.values())
+    assert min(len(one), len(two)) > 400
+    assert abs(accuracy(one, two) - 0.5) < 0.05
+
+
+def test_the_classifier_of_these_tests_can_learn() -> None:
+    """First frames alone do tell left from right apart, so chance above is not the classifier's weakness."""
+    config = replace(PLAIN, shapes=("star",), captions=0, size=32, speeds=("medium",))
+    sets = []
+    for s, way in enumerate(("left", "right")):
+        made = (clip(s, i, config=replace(config, actions=(f"moves {way}",))) for i in range(200))
+        sets.append(np.stack([centres(c, 0)[0] for c in made]))
+    assert accuracy(*sets) > 0.65
 
 
 def test_positions_over_time_are_mirrored() -> None:
     """Left and right: the same histogram of centroids, and each frame's is the other's mirror in time."""
     made = {}
     for s, way in enumerate(("left", "right")):
-        config = replace(PLAIN, actions=(f"moves {way}",), captions=0)
+        config = replace(PLAIN, actions=(f"moves {way}",), captions=0, size=32)
         made[way] = np.stack([centres(c, 0)[:, 0] for c in (clip(s, i, config=config) for i in range(400))])
-    bins = np.linspace(0, 64, 9)
+    bins = np.linspace(0, 32, 9)
     left, right = (np.histogram(made[w], bins)[0] / made[w].size for w in ("left", "right"))
     assert np.abs(left - right).sum() / 2 < 0.06
     gap = made["left"].mean(0) - made["right"].mean(0)[::-1]
-    assert np.abs(gap).max() < 3.0  # pixels; four standard errors of a mean of 400
-    assert made["left"][:, 0].mean() - made["left"][:, -1].mean() > 10
+    assert np.abs(gap).max() < 1.5  # pixels; four standard errors of a mean of 400
+    assert made["left"][:, 0].mean() - made["left"][:, -1].mean() > 5
 
 
 def test_order_clips_show_the_same_pictures_either_way() -> None:
@@ -295,15 +321,15 @@ def test_opposites_differ_in_direction_or_order_only(seed: int) -> None:
 
 
 def test_held_out_words_are_all_known_and_sentences_all_new() -> None:
-    config = WorldConfig(sound=0, subtitles=0, captions=6, event_mix=(0.5, 0.3, 0.2))
-    clips = [clip(0, i, config=config) for i in range(600)]
+    config = WorldConfig(sound=0, subtitles=0, captions=8, event_mix=(0.5, 0.3, 0.2), size=32)
+    clips = [clip(0, i, config=config) for i in range(300)]
     train = {c for made in clips for c in made.short}
     train |= {c for made in clips for e in made.events for c in e.captions}
     held_out = {c for made in clips for c in made.held_out}
     held_out |= {c for made in clips for e in made.events for c in e.held_out}
     assert not train & held_out
     known = {w for c in train for w in c.replace(",", "").split()}
-    known |= {w for i in range(600) for c in picture(0, i).captions for w in c.replace(",", "").split()}
+    known |= {w for i in range(400) for c in picture(0, i).captions for w in c.replace(",", "").split()}
     assert {w for c in held_out for w in c.replace(",", "").split()} <= known
     for ours, theirs in ACTION_WORDS.values():
         assert not set(ours) & set(theirs)
@@ -319,7 +345,7 @@ def test_sounds_are_loud_where_they_are_said_to_be() -> None:
         for span, _ in made.heard:
             heard[math.floor(span.start * SOUND_RATE) : math.ceil(span.end * SOUND_RATE) + 1] = True
         if heard.any() and not heard.all():
-            assert np.sqrt((made.sound[heard] ** 2).mean()) > 5 * np.sqrt((made.sound[~heard] ** 2).mean())
+            assert np.sqrt((made.sound[heard] ** 2).mean()) > 3 * np.sqrt((made.sound[~heard] ** 2).mean())
             checked += 1
         for event in made.events:
             assert event.sound is None or f"hears a {event.sound}" in made.long
@@ -327,9 +353,9 @@ def test_sounds_are_loud_where_they_are_said_to_be() -> None:
 
 
 def test_subtitles_are_shifted_and_some_are_wrong() -> None:
-    config = WorldConfig(subtitles=1.0, duration=4.0, event_mix=(1, 0, 0))
+    config = WorldConfig(subtitles=1.0, duration=4.0, event_mix=(1, 0, 0), size=32)
     shifts, wrong, total = [], 0, 0
-    for index in range(200):
+    for index in range(120):
         made = clip(5, index, config=config)
         told = [line for line in made.subtitles if any(t in line.text for t in ("gr", *COLOURS))]
         if made.opposites and told:
@@ -450,6 +476,6 @@ def test_round_trip_through_mp4(tmp_path: Path) -> None:
     with Video(path) as video:
         assert video.duration == pytest.approx(made.duration, abs=0.15)
         assert video.rate == pytest.approx(8)
-        frames = np.concatenate([np.asarray(batch.frames_THWC) for batch in video.frames()])
+        frames = np.concatenate([np.asarray(batch.frames_THWC) for batch in video.stream()])
     assert frames.shape == made.frames_THWC.shape
     assert np.abs(frames.astype(float) - made.frames_THWC).mean() < 12

@@ -68,6 +68,8 @@ def make_video(tmp_path: Path) -> MakeVideo:
             if tone is not None:
                 sound = container.add_stream("aac" if path.suffix != ".webm" else "libopus", rate=48000)
                 sound.layout, sound.bit_rate = "mono", 192_000
+            # Also a file without frames gets its header.
+            container.start_encoding()
             for number in range(count):
                 image_HWC = frames[number] if frames is not None else numbered(number, height, width)
                 frame = av.VideoFrame.from_ndarray(image_HWC, format="rgb24").reformat(format=pix_fmt)

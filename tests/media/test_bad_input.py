@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from moviola.media import Video
+from moviola.media import Video, VideoWriter, write_video
 from moviola.types import MediaError
 
 from .conftest import MakeVideo, numbers_of
@@ -93,14 +93,21 @@ def test_sound_only_and_cover_art(tmp_path: Path) -> None:
 
 
 def test_no_frame_at_all(make_video: MakeVideo) -> None:
-    path = make_video("none.mkv", 0, codec="ffv1")
-    video = Video(path)
+    video = Video(make_video("none.avi", 0, codec="mpeg4"))
     assert video.duration == 0
     assert video.size == (96, 128)
-    with pytest.raises(MediaError, match="no frame"):
-        next(video.stream())
-    with pytest.raises(MediaError, match="no frame"):
-        video.at([0.0])
+    for read in (
+        lambda: next(video.stream()),
+        lambda: video.at([0.0]),
+        lambda: video.uniform(4),
+        video.shots,
+    ):
+        with pytest.raises(MediaError, match="no frame that can be decoded"):
+            read()
+    with pytest.raises(MediaError, match="ends before its first frame"):
+        Video(make_video("none.mkv", 0, codec="ffv1"))
+    with pytest.raises(MediaError, match=r"none\.mp4"):
+        next(Video(make_video("none.mp4", 0, mux={"movflags": "empty_moov"})).stream())
 
 
 def test_frames_that_cannot_be_decoded(make_video: MakeVideo) -> None:
@@ -238,3 +245,21 @@ def test_vanished_after_opening(make_video: MakeVideo) -> None:
         next(video.stream())
     with pytest.raises(MediaError, match="no such file"):
         video.at([0])
+
+
+def test_a_last_frame_that_stays_on_screen_is_no_damage(tmp_path):
+    path = tmp_path / "slides.mp4"
+    frames = np.random.default_rng(0).integers(0, 255, (3, 48, 64, 3), np.uint8)
+    with VideoWriter(path, rate=None) as writer:
+        writer.write(frames, [0.0, 1.0, 2.0], end=9.0)
+    video = Video(path)
+    assert [t for b in video.stream() for t in b.times_T] == pytest.approx([0.0, 1.0, 2.0])
+    assert video.damage is None
+    assert video.duration == pytest.approx(9.0, abs=0.1)
+
+
+def test_key_frames_alone_are_no_damage(tmp_path):
+    path = write_video(tmp_path / "long.mp4", np.zeros((90, 48, 64, 3), np.uint8), 10)
+    video = Video(path)
+    assert sum(len(b.times_T) for b in video.stream(keyframes=True)) < 90
+    assert video.damage is None

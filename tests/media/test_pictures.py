@@ -97,7 +97,7 @@ def test_bad_pictures(tmp_path: Path) -> None:
         read_picture(b"nonsense")
 
 
-@pytest.mark.parametrize("side", [13_400, 30_000])
+@pytest.mark.parametrize("side", [13_400, 19_000])
 def test_decompression_bomb(tmp_path: Path, side: int, recwarn: pytest.WarningsRecorder) -> None:
     Image.new("1", (side, side)).save(tmp_path / "bomb.png")
     with pytest.raises(MediaError, match="too large"):

@@ -336,3 +336,9 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
             writer.add_units(b"/a", np.zeros(1), np.zeros(1), np.full((1, DIM), np.inf), [None], np.zeros(1))
         with pytest.raises(StoreError, match="Expected 1 vectors of 16"):
             writer.add_units(b"/a", np.zeros(1), np.zeros(1), np.ones((1, 3)), [None], np.zeros(1))
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError, match="could not be written"):
+        Writer(tmp_path / "file" / "index", CARD, SAMPLING)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_encoder import COLOURS, ColourModel, make_picture, make_video
+from tests.store.fake_encoder import COLOURS, ColourModel, make_picture, make_video
 
 from moviola.store.format import MANIFEST
 from moviola.store.index import Index

@@ -12,7 +12,7 @@ from torch import nn
 from moviola.clip.config import vit_b_32
 from moviola.data.planted import planted_frames
 from moviola.metrics.retrieval import retrieval_metrics, unpad_captions
-from moviola.parts.pooling import cosine_scores, pooler_scores, softmax_pool_scores
+from moviola.parts.pooling import baseline_pool, cosine_scores, pooler_scores, softmax_pool_scores
 from moviola.systems.retrieval.xpool import (
     KEYS,
     KEYS_HF,
@@ -20,7 +20,6 @@ from moviola.systems.retrieval.xpool import (
     XPool,
     XPoolConfig,
     XPoolObjective,
-    baseline_pool,
     keys_for,
     msrvtt_9k,
     msvd,
@@ -274,6 +273,23 @@ def test_is_an_encoder_whose_score_is_fast_and_plain_alike():
     torch.testing.assert_close(model.attention(text_ND, frames_BTD).sum(-1), torch.ones(3, 3))
 
 
+def test_starts_from_a_clip_and_from_a_stored_configuration():
+    clip = XPool(tiny()).clip
+    started = XPool.from_clip(clip)
+    assert started.config.clip == clip.config
+    assert (started.config.frames, started.training) == (12, False)
+    batch, texts = clips(), tokens()
+    with torch.inference_mode():
+        assert torch.equal(started.encode_video(batch), clip.encode_frames(batch))
+        assert torch.equal(started.encode_text(texts), clip.encode_text(texts))
+    assert torch.equal(started.pool_frames.linear_proj.weight, torch.eye(16))
+    with torch.no_grad():
+        started.clip.logit_scale.fill_(0.0)
+    assert clip.logit_scale.item() != 0.0  # a copy: training it leaves the CLIP as it was
+    restored = XPool.from_config(json.loads(json.dumps(started.config.to_json())))
+    restored.load_state_dict(started.state_dict())
+
+
 def test_the_objective_trains_by_the_papers_recipe():
     model, objective = XPool(tiny()), XPoolObjective(new_lr=3e-5)
     assert isinstance(objective, Objective)
@@ -295,7 +311,7 @@ def test_the_objective_trains_by_the_papers_recipe():
     with torch.no_grad():
         model.logit_scale.fill_(9.0)
     objective.after_step(model)
-    assert float(model.logit_scale) == pytest.approx(math.log(100))
+    assert model.logit_scale.item() == pytest.approx(math.log(100))
 
 
 def test_dropout_acts_in_training_only():

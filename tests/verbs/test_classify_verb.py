@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-from colour_clip import COLOURS, colour_model, picture, video
+from tests.verbs.colour_clip import COLOURS, colour_model, picture, video
 
 from moviola.types import Refusal, UsageError
 from moviola.verbs.classify import NothingClassified, class_names, classify

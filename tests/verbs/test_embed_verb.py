@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from colour_clip import COLOURS, colour_model, picture, video
+from tests.verbs.colour_clip import COLOURS, colour_model, picture, video
 
 from moviola.types import FrameSpec, Refusal, UsageError
 from moviola.verbs.embed import NothingEmbedded, embed

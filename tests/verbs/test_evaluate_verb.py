@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from colour_clip import COLOURS, TOKENIZER, colour_model, encoded, picture, video
+from tests.verbs.colour_clip import COLOURS, TOKENIZER, colour_model, encoded, picture, video
 from rich.console import Console
 
 from moviola.data.readers import read_classes

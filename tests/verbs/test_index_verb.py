@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from fake_encoder import COLOURS, ColourModel, make_picture, make_video
+from tests.store.fake_encoder import COLOURS, ColourModel, make_picture, make_video
 
 from moviola.store.format import absolute_bytes, read_manifest
 from moviola.store.index import Index

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_encoder import ColourModel, make_picture, make_video
+from tests.store.fake_encoder import ColourModel, make_picture, make_video
 from PIL import Image
 
 from moviola.clip.sample import choose_frames

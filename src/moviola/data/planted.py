@@ -5,6 +5,9 @@ something else that no caption says. Captions and frames of the same meaning loo
 of feature mixes the meaning with a map of its own and adds noise and an offset, as text and image
 towers do.
 
+Distractors are not drawn from other captions on purpose: each caption would then be shown by about
+eleven videos of the gallery, and only counting the frames could tell which one is meant.
+
 Axis letters: N videos and captions, T frames, D width, C meaning.
 """
 

@@ -94,7 +94,7 @@ ACTION_WORDS: dict[str, tuple[Phrases, Phrases]] = {
     },
     "appears": (
         (("appears", "appearing"), ("shows up", "showing up"), ("fades in", "fading in")),
-        (("comes in", "coming in"), ("fades into the picture", "fading into the picture")),
+        (("comes in", "coming in"), ("comes up", "coming up")),
     ),
     "disappears": (
         (("disappears", "disappearing"), ("goes away", "going away"), ("fades out", "fading out")),

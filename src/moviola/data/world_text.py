@@ -5,8 +5,9 @@
 held-out wording also occurs somewhere in the training wording (a test checks it): what is new at
 test time is the sentence, and which synonym goes with which meaning, never the word itself. For
 example training says "moves left" and "goes away"; the held-out wording says "goes to the left".
-The words that change partners this way are: backdrop, against, seen, shown, here, goes, heads,
-side, slides, becomes, gets, bigger, smaller, spins, comes, closer, farther, once, later, after.
+The words that change partners this way are: against, backdrop, seen, shows, see, here, that, it (still
+forms); goes, heads, side, slides, becomes, gets, bigger, larger, smaller, tiny, spins, around, comes,
+closer, farther, away, out, jumps, off (actions); after, later, but, first, end (order).
 
 Captions are lower case without a final stop; only `long_caption` writes prose.
 """

@@ -70,6 +70,12 @@ def _explain(path: Path, head: bytes, size: int, error: Exception) -> MediaError
             "this MP4 or MOV file is cut off or damaged: its table of frames (moov) is missing or broken.",
             hint="It was probably not finished when it was recorded or copied; copy it again.",
         )
+    if isinstance(error, av.EOFError):
+        return MediaError(
+            path,
+            f"the file ends before its first frame ({size} bytes).",
+            hint="It was probably not finished when it was recorded or copied; copy it again.",
+        )
     return MediaError(
         path,
         f"expected a video, got {size} bytes that no known video format explains ({reason(error)}).",

@@ -324,8 +324,16 @@ def no_frames(reader: Reader) -> MediaError:
     return MediaError(reader.path, f"the video stream holds no frame that can be decoded{detail}.")
 
 
+def frame_end(time: float, frame: Any) -> float:
+    """Until when a frame stays on screen, as far as the file says."""
+    return time + float((frame.duration or 0) * (frame.time_base or 0))
+
+
 def damage(reader: Reader, last: float | None, promised: float | None) -> str | None:
-    """A sentence when decoding ended early, from what was read and what the header promised."""
+    """A sentence when decoding ended early: `last` is where the frames end, `promised` the header's word.
+
+    Leave `promised` out where not every frame was asked for.
+    """
     at = 0.0 if last is None else last
     if reader.damage is not None:
         return f"{reader.damage} after {at:.2f} s"

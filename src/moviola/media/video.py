@@ -15,7 +15,16 @@ import numpy as np
 
 from moviola.media.batches import BatchMaker, FrameBatch
 from moviola.media.container import opened, orientation, origin, video_stream
-from moviola.media.decode import EPSILON, Grid, Reader, Scaler, damage, frames_at, no_frames
+from moviola.media.decode import (
+    EPSILON,
+    Grid,
+    Reader,
+    Scaler,
+    damage,
+    frame_end,
+    frames_at,
+    no_frames,
+)
 from moviola.media.duration import true_end
 from moviola.media.pictures import jpeg
 from moviola.media.shots import ShotFinder
@@ -179,7 +188,7 @@ class Video:
         with Reader(self.path, keyframes=keyframes) as reader:
             frames = reader.frames(early) if first_needed <= 0 else reader.frames_from(first_needed, early)
             for time, frame in frames:
-                number, seen, last = seen, seen + 1, time
+                number, seen, last = seen, seen + 1, frame_end(time, frame)
                 if end is not None and time >= end - EPSILON:
                     break
                 if finder is not None:
@@ -196,7 +205,7 @@ class Video:
                     if pending.full:
                         yield pending.take()
             else:
-                self.damage = damage(reader, last, self._promised)
+                self.damage = damage(reader, last, None if keyframes else self._promised)
                 if seen == 0 and first_needed <= 0:
                     raise no_frames(reader)
             if finder is not None:
@@ -276,7 +285,7 @@ class Video:
         with Reader(self.path) as reader:
             for time, frame in reader.frames():
                 finder.push(time, frame)
-                last = time
+                last = frame_end(time, frame)
             if last is None:
                 raise no_frames(reader)
             self.damage = damage(reader, last, self._promised)

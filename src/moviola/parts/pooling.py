@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,7 @@ from moviola.types import UsageError
 __all__ = [
     "FoldedVideos",
     "PoolerWeights",
+    "baseline_pool",
     "check_pooling_inputs",
     "cosine_scores",
     "fold_videos",
@@ -113,6 +115,28 @@ def softmax_pool(
     if mask_MT is not None:
         frames_MTD = frames_MTD.masked_fill(~mask_MT.unsqueeze(-1), 0)
     return weights_MNT @ frames_MTD
+
+
+def baseline_pool(
+    kind: Literal["avg", "topk", "attention"],
+    text_ND: Tensor,
+    frames_MTD: Tensor,
+    *,
+    k: int = 3,
+    temperature: float = 0.01,
+) -> Tensor:
+    """X-Pool's three baselines, poolers without parameters, on texts and frames it normalises itself.
+
+    `avg` gives (M, D); `topk`, the sum of the k nearest frames, and `attention`, a softmax over
+    frames of cosine / temperature, give (M, N, D).
+    """
+    check_pooling_inputs(text_ND, frames_MTD)
+    text_ND, frames_MTD = F.normalize(text_ND, dim=-1), F.normalize(frames_MTD, dim=-1)
+    if kind == "avg":
+        return frames_MTD.mean(1)
+    if kind == "topk":
+        return topk_pool(text_ND, frames_MTD, k)
+    return softmax_pool(text_ND, frames_MTD, temperature)
 
 
 def _masked(logits_MNT: Tensor, mask_MT: Tensor | None) -> Tensor:

@@ -170,10 +170,12 @@ def stretches(
     step: float | None = None,
     end_T: np.ndarray | None = None,
     gapless: bool = False,
+    floor: float = -np.inf,
 ) -> list[Stretch]:
     """Non-overlapping moments of one file, best first. All arrays have one entry per unit, in order of time.
 
-    `level` is the background of the whole index (the median of its scores for this query).
+    `level` is the background of the whole index (the median of its scores for this query). Moments that
+    score below `floor` may be left out.
     """
     c = settings or MomentSettings()
     if len(score_T) == 0:
@@ -190,6 +192,9 @@ def stretches(
     found: list[Stretch] = []
     while len(found) < c.most and free_T.any():
         peak = int(np.argmax(np.where(free_T, smooth_T, -np.inf)))
+        # No moment around this peak or a lower one can score above it.
+        if smooth_T[peak] - offset < floor:
+            break
         height = smooth_T[peak] - base
         if height <= 0 and found:
             break
@@ -312,6 +317,7 @@ def best_moments(
                 step=step,
                 end_T=None if end_N is None else end_N[rows],
                 gapless=gapless,
+                floor=heap[0][0] if len(heap) == k else -np.inf,
             )
         for one in some:
             entry = (one.score, -ticket, file, one)

@@ -54,9 +54,9 @@ class Writer:
 
     def __init__(self, folder: str | Path, model: ModelCard, sampling: Sampling) -> None:
         self.folder = Path(folder)
-        self._made_folder = not self.folder.exists()
-        self._check_folder()
         try:
+            self._made_folder = not self.folder.exists()
+            self._check_folder()
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._write_error(error) from error

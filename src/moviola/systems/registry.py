@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moviola.systems import ROOMS
 from moviola.types import System, UsageError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def all_systems() -> tuple[System, ...]:
@@ -46,8 +42,3 @@ def entry_module(system: System) -> ModuleType:
 def entry_class(system: System) -> Any:
     """The class or function that `System.entry` names (imports torch)."""
     return getattr(entry_module(system), system.entry.partition(":")[2])
-
-
-def build(system: System, config: Mapping[str, Any]) -> nn.Module:
-    """An untrained module from the JSON form of its `Config`, as a model folder stores it."""
-    return entry_class(system)(entry_module(system).Config.from_json(config))

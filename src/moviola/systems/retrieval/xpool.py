@@ -43,12 +43,11 @@ from moviola.data.planted import planted_frames
 from moviola.metrics.retrieval import retrieval_metrics
 from moviola.parts.pooling import (
     PoolerWeights,
+    baseline_pool,
     check_pooling_inputs,
     cosine_scores,
     frame_weights,
     pooler_scores,
-    softmax_pool,
-    topk_pool,
 )
 from moviola.types import Batch, Claim, ClipBatch, Episode, Example, FrameSpec, Needs, UsageError
 
@@ -161,6 +160,18 @@ class XPool(nn.Module):
         self.pool_frames = Pooler(config.clip.embed_dim, config.heads, config.dropout)
         self.frame_spec = FrameSpec(config.frames, "middle", "repeat-last")
 
+    @classmethod
+    def from_config(cls, data: Mapping[str, Any]) -> XPool:
+        """Untrained, from the JSON form of its configuration."""
+        return cls(XPoolConfig.from_json(data))
+
+    @classmethod
+    def from_clip(cls, clip: CLIP) -> XPool:
+        """The start of the paper's training: this CLIP, and a pooler that is still the identity."""
+        made = cls(XPoolConfig(clip.config))
+        made.clip.load_state_dict(clip.state_dict())
+        return made.eval()
+
     @property
     def dim(self) -> int:
         return self.clip.dim
@@ -204,28 +215,6 @@ class XPool(nn.Module):
     def attention(self, text_ND: Tensor, frames_MTD: Tensor, mask_MT: Tensor | None = None) -> Tensor:
         """Which frames each text looks at: (N, M, T), rows sum to 1."""
         return frame_weights(text_ND, frames_MTD, self.pool_frames.weights(), mask_MT)
-
-
-def baseline_pool(
-    kind: Literal["avg", "topk", "attention"],
-    text_ND: Tensor,
-    frames_MTD: Tensor,
-    *,
-    k: int = 3,
-    temperature: float = 0.01,
-) -> Tensor:
-    """The paper's poolers without parameters, on normalised texts and frames.
-
-    `avg` gives (M, D); `topk`, the sum of the k nearest frames, and `attention`, a softmax over
-    frames of cosine / temperature, give (M, N, D).
-    """
-    check_pooling_inputs(text_ND, frames_MTD)
-    text_ND, frames_MTD = F.normalize(text_ND, dim=-1), F.normalize(frames_MTD, dim=-1)
-    if kind == "avg":
-        return frames_MTD.mean(1)
-    if kind == "topk":
-        return topk_pool(text_ND, frames_MTD, k)
-    return softmax_pool(text_ND, frames_MTD, temperature)
 
 
 def pair_loss(scores_BB: Tensor) -> Tensor:
