@@ -30,7 +30,25 @@ _LAZY = {
     "Video": "moviola.media",
 }
 
-__all__ = ["Clip", "Hit", "Moment", "MoviolaError", "TimeSpan", "__version__", *_LAZY]
+__all__ = [
+    "Clip",
+    "Hit",
+    "Moment",
+    "MoviolaError",
+    "TimeSpan",
+    "Video",
+    "__version__",
+    "classify",
+    "embed",
+    "evaluate_retrieval",
+    "evaluate_zero_shot",
+    "export",
+    "index",
+    "info",
+    "load",
+    "reproduce",
+    "search",
+]
 
 if TYPE_CHECKING:
     from moviola.media import Video

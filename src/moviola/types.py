@@ -28,6 +28,7 @@ __all__ = [
     "Claim",
     "Clip",
     "ClipBatch",
+    "Dtype",
     "Encoder",
     "Episode",
     "Example",
@@ -113,6 +114,7 @@ def printable(path: object) -> str:
 # --------------------------------------------------------------------------------------------------
 
 MediaKind = Literal["picture", "video"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -372,7 +374,7 @@ class PairObjective(Objective, Protocol):
     """An objective of scope `pair`, split so that the loop can cache gradients between the halves."""
 
     def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]: ...
-    def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]: ...
+    def loss(self, model: nn.Module, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]: ...
 
 
 # --------------------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.store.fake_encoder import COLOURS, ColourModel, make_picture, make_video
 
 from moviola.store.format import MANIFEST
 from moviola.store.index import Index
 from moviola.verbs.index import index
+from tests.store.fake_encoder import COLOURS, ColourModel, make_picture, make_video
 
 SCRIPT = Path(__file__).with_name("run_index.py")
 

@@ -27,7 +27,7 @@ from moviola.systems.retrieval.xpool import (
     run_claim,
     tiny,
 )
-from moviola.types import CheckpointError, ClipBatch, Encoder, Objective, UsageError
+from moviola.types import CheckpointError, ClipBatch, Encoder, PairObjective, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +292,7 @@ def test_starts_from_a_clip_and_from_a_stored_configuration():
 
 def test_the_objective_trains_by_the_papers_recipe():
     model, objective = XPool(tiny()), XPoolObjective(new_lr=3e-5)
-    assert isinstance(objective, Objective)
+    assert isinstance(objective, PairObjective)
     old, new = objective.param_groups(model)
     assert (old["lr"], new["lr"], old["weight_decay"], new["weight_decay"]) == (1e-6, 3e-5, 0.2, 0.2)
     assert {id(p) for p in new["params"]} == {id(p) for p in model.pool_frames.parameters()}

@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 
 import pytest
-from tests.verbs.colour_clip import COLOURS, colour_model, picture, video
 
 from moviola.types import Refusal, UsageError
 from moviola.verbs.classify import NothingClassified, class_names, classify
+from tests.verbs.colour_clip import COLOURS, colour_model, picture, video
 
 NAMES = list(COLOURS)
 

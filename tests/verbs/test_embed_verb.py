@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.verbs.colour_clip import COLOURS, colour_model, picture, video
 
 from moviola.types import FrameSpec, Refusal, UsageError
 from moviola.verbs.embed import NothingEmbedded, embed
 from moviola.verbs.vectors import read_vectors
+from tests.verbs.colour_clip import COLOURS, colour_model, picture, video
 
 NAMES = list(COLOURS)
 

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.verbs.colour_clip import COLOURS, TOKENIZER, colour_model, encoded, picture, video
 from rich.console import Console
 
 from moviola.data.readers import read_classes
 from moviola.types import Refusal, UsageError
 from moviola.verbs.evaluate import NothingEvaluated, evaluate_retrieval, evaluate_zero_shot
+from tests.verbs.colour_clip import COLOURS, TOKENIZER, colour_model, encoded, picture, video
 
 NAMES = list(COLOURS)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from tests.store.fake_encoder import COLOURS, ColourModel, make_picture, make_video
 
 from moviola.store.format import absolute_bytes, read_manifest
 from moviola.store.index import Index
@@ -21,6 +20,7 @@ from moviola.verbs.index import (
     index_remove,
     index_stats,
 )
+from tests.store.fake_encoder import COLOURS, ColourModel, make_picture, make_video
 
 
 @pytest.fixture(scope="module")

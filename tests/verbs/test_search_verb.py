@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.store.fake_encoder import ColourModel, make_picture, make_video
 from PIL import Image
 
 from moviola.clip.sample import choose_frames
@@ -17,6 +16,7 @@ from moviola.types import FrameSpec, Moment, Refusal, StoreError, TimeSpan, Usag
 from moviola.verbs.index import index
 from moviola.verbs.report import report
 from moviola.verbs.search import NothingFound, Results, clock, save_clips, search
+from tests.store.fake_encoder import ColourModel, make_picture, make_video
 
 MODEL = ColourModel()
 

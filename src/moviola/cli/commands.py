@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import click
 import typer
 from typer.core import TyperGroup
 
+from moviola import types
 from moviola.cli import show
-from moviola.types import UsageError
 
 app = typer.Typer(
     name="moviola",
@@ -25,14 +25,7 @@ app = typer.Typer(
 class _PathsFirst(TyperGroup):
     """`moviola index PATH... --to INDEX` beside `moviola index list|remove|stats`."""
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in self.commands:
-            args = ["update", *args]
-        return super().resolve_command(ctx, args)
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
             args = ["update", *args]
         return super().parse_args(ctx, args)
@@ -40,7 +33,7 @@ class _PathsFirst(TyperGroup):
 
 Model = Annotated[str, typer.Option("--model", help="builtin, a folder or file, or a hub id.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+Dtype = Annotated[types.Dtype | None, typer.Option(help="Precision of the model. [default: float32]")]
 BatchSize = Annotated[int, typer.Option(help="Pictures or frames per pass through the model.", min=1)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
@@ -313,9 +306,11 @@ def classify(
 def evaluate(
     model: Annotated[str, typer.Argument(help="builtin, a folder or file, or a hub id.")],
     data: Annotated[Path, typer.Argument(help="Folder per class, table, Karpathy JSON, MSR-VTT.")],
-    task: Annotated[str, typer.Option(help="zero-shot or retrieval.")] = "zero-shot",
+    task: Annotated[Literal["zero-shot", "retrieval"], typer.Option(help="What to measure.")] = "zero-shot",
     templates: Annotated[str | None, typer.Option(help="simple, general, or a file.")] = None,
-    layout: Annotated[str, typer.Option(help="auto, table, karpathy or msrvtt (retrieval).")] = "auto",
+    layout: Annotated[
+        Literal["auto", "table", "karpathy", "msrvtt"], typer.Option(help="Of a retrieval set.")
+    ] = "auto",
     split: Annotated[str, typer.Option(help="Which split of a retrieval set.")] = "test",
     media_root: Annotated[Path | None, typer.Option(help="Where the media lie.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most this many items.")] = None,
@@ -330,8 +325,6 @@ def evaluate(
     from moviola.verbs.evaluate import evaluate_retrieval, evaluate_zero_shot
     from moviola.verbs.load import as_model
 
-    if task not in ("zero-shot", "retrieval"):
-        raise UsageError(f"--task must be zero-shot or retrieval, got {task}.")
     loaded = as_model(model, device=device, dtype=dtype, tokenizer=tokenizer)
     common: dict[str, Any] = {"limit": limit, "batch_size": batch_size}
     with show.progress(quiet or json, "evaluating") as on_progress:
@@ -352,16 +345,14 @@ def evaluate(
 @app.command()
 def systems(json: Json = False) -> None:
     """The published systems of the house."""
-    from moviola.systems.registry import all_systems
+    from moviola.verbs.systems_page import systems_json
 
-    listed = [
-        {"number": s.number, "name": s.slug, "room": s.room, "title": s.title, "call": s.call}
-        for s in all_systems()
-    ]
+    listed = systems_json()
     if json:
-        show.print_json({"systems": listed})
+        show.print_json(listed)
     else:
-        show.table(list(listed[0]), [list(system.values()) for system in listed])
+        rows = listed["systems"]
+        show.table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 @app.command()
@@ -373,11 +364,10 @@ def reproduce(
     """Run a system's claim in miniature: all arms, mean and spread, wall time."""
     from moviola.verbs.reproduce import reproduce
 
-    report = reproduce(slug, seeds=tuple(range(seeds)))
+    say = partial(show.err.print, markup=False) if json else partial(show.out.print, markup=False)
+    report = reproduce(slug, seeds=tuple(range(seeds)), say=say)
     if json:
         show.print_json(report.to_json())
-    else:
-        print(report)
 
 
 @app.command()

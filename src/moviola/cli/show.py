@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -68,11 +69,19 @@ def moments(results: Results) -> None:
     for rank, moment in enumerate(results, 1):
         picture = moment.kind == "picture"
         start, end = ("", "") if picture else (clock(moment.span.start), clock(moment.span.end))
-        rows.append((rank, moment.file, start, end, f"{moment.score:.3f}", moment.text or ""))
+        rows.append((rank, _near(moment.file), start, end, f"{moment.score:.3f}", moment.text or ""))
     columns = ["", "file", "start", "end", "score"]
     if any(row[5] for row in rows):
         columns.append("text")
     table(columns, [row[: len(columns)] for row in rows])
+
+
+def _near(file: str) -> str:
+    """The shorter of a path and the same path as seen from here."""
+    try:
+        return min(file, os.path.relpath(file), key=len)
+    except ValueError:  # another drive
+        return file
 
 
 @contextmanager

@@ -76,6 +76,20 @@ class Keys:
         self._ours = [tuple(_Pattern(p) for p in _tuple(r.ours)) for r in rules]
         self._official = [tuple(_Pattern(p) for p in _tuple(r.official)) for r in rules]
 
+    def under(self, prefix: str) -> Keys:
+        """The same table for a module that sits below `prefix` on both sides."""
+
+        def add(names: str | tuple[str, ...]) -> str | tuple[str, ...]:
+            return prefix + names if isinstance(names, str) else tuple(prefix + name for name in names)
+
+        rules = (Rule(add(rule.ours), add(rule.official), rule.transpose) for rule in self.rules)
+        return Keys(*rules, ignore=[prefix + pattern.template for pattern in self._ignore])
+
+    def __add__(self, other: Keys) -> Keys:
+        """Both tables as one; the first rule that matches decides."""
+        ignored = [pattern.template for pattern in (*self._ignore, *other._ignore)]
+        return Keys(*self.rules, *other.rules, ignore=ignored)
+
     def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Their tensors under our names; works on gradients too (every step is linear)."""
         kept = {k: v for k, v in state.items() if not any(p.match(k) is not None for p in self._ignore)}

@@ -26,11 +26,10 @@ from moviola.clip.native import Native, assign, write_native
 from moviola.clip.preprocess import Preprocess
 from moviola.clip.sample import choose_frames
 from moviola.clip.tokenizer import Tokenizer
-from moviola.types import CheckpointError, ClipBatch, Encoder, FrameSpec, Recipe, Refusal, UsageError
+from moviola.types import CheckpointError, ClipBatch, Dtype, Encoder, FrameSpec, Recipe, Refusal, UsageError
 
 Item = TypeVar("Item")
 Device = str | torch.device
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from moviola.data.hashing import permutation
 from moviola.train.schedule import warmup_cosine
-from moviola.types import Batch, MoviolaError, Objective, UsageError
+from moviola.types import Batch, ClipBatch, MoviolaError, Objective, UsageError
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def train(
 
 
 def _to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return {k: v.to(device) if isinstance(v, Tensor | ClipBatch) else v for k, v in batch.items()}
 
 
 def _save(

@@ -78,7 +78,7 @@ class Contrastive(nn.Module):
             "logit_scale": towers.logit_scale,
         }
 
-    def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         logits_BU = outputs["logit_scale"].exp() * outputs["image"] @ outputs["text"].T
         positive_BU = batch.get("positives")
         if positive_BU is None:
@@ -89,7 +89,7 @@ class Contrastive(nn.Module):
         return {"contrastive": (image_to_text + text_to_image) / 2}
 
     def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return self.loss(self.outputs(model, batch), batch)
+        return self.loss(model, self.outputs(model, batch), batch)
 
     def param_groups(self, model: nn.Module) -> Iterable[dict[str, Any]]:
         return decay_groups(model, self.weight_decay)

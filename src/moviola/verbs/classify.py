@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moviola.data.templates import read_templates
-from moviola.types import Clip, MediaKind, Refusal, UsageError, printable
+from moviola.types import Clip, Dtype, MediaKind, Refusal, UsageError, printable
 from moviola.verbs.common import (
     Look,
     Progress,
@@ -116,7 +116,7 @@ def classify(
     templates: str | Path | Sequence[str] | None = None,
     k: int = 5,
     device: str = "auto",
-    dtype: str | None = None,
+    dtype: Dtype | None = None,
     tokenizer: str | Path | None = None,
     batch_size: int = 32,
     frames: int | None = None,

@@ -21,6 +21,7 @@ import numpy as np
 
 from moviola.types import (
     Clip,
+    Dtype,
     Encoder,
     FrameSpec,
     MediaError,
@@ -316,7 +317,7 @@ def _score(model: Model, text_ND: np.ndarray, video: np.ndarray, mask_MT: np.nda
 
 
 def resolve(
-    model: str | Path | Model, *, device: str, dtype: str | None, tokenizer: str | Path | None
+    model: str | Path | Model, *, device: str, dtype: Dtype | None, tokenizer: str | Path | None
 ) -> Model:
     """A loaded model as it is (its device and dtype stay), anything else through `load`."""
     from moviola.verbs.load import as_model

@@ -45,12 +45,12 @@ def make_media(folder: Path) -> tuple[str, ...]:
     """
     from PIL import Image
 
-    from moviola.data.world import long_video, picture, write
+    from moviola.data.world import WorldConfig, long_video, picture, write
 
     folder.mkdir(parents=True, exist_ok=True)
-    queries = []
+    queries: list[str] = []
     for n in range(VIDEOS):
-        made = long_video(SEED, n, duration=20.0)
+        made = long_video(SEED, n, duration=40.0, config=WorldConfig(size=160, rate=8.0))
         if len(queries) < 3:
             queries.append(made.events[0].held_out[0])
         path = folder / f"made-{n + 1}.mp4"
@@ -59,7 +59,7 @@ def make_media(folder: Path) -> tuple[str, ...]:
     for n in range(PICTURES):
         path = folder / f"scene-{n + 1:02d}.png"
         if not path.exists():
-            Image.fromarray(picture(SEED, n, size=128).pixels_HWC).save(path)
+            Image.fromarray(picture(SEED, n, size=160).pixels_HWC).save(path)
     return tuple(queries)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moviola.types import Clip, MediaError, Refusal, UsageError, printable
+from moviola.types import Clip, Dtype, MediaError, Refusal, UsageError, printable
 from moviola.verbs.common import Progress, Skipped, embed_media, resolve, summary
 from moviola.verbs.vectors import Row, Sink, read_vectors, sink_for
 
@@ -174,7 +174,7 @@ def embed(
     to: str | Path | None = None,
     model: str | Path | Model = "builtin",
     device: str = "auto",
-    dtype: str | None = None,
+    dtype: Dtype | None = None,
     tokenizer: str | Path | None = None,
     batch_size: int = 32,
     normalize: bool = True,

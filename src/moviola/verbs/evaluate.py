@@ -18,7 +18,7 @@ from moviola.data.retrieval import Layout, RetrievalSet, read_retrieval
 from moviola.data.templates import read_templates
 from moviola.metrics.classification import mean_class_accuracy, per_class_accuracy, topk_accuracy
 from moviola.metrics.retrieval import rank_metrics, text_to_video_ranks, video_to_text_ranks
-from moviola.types import UsageError
+from moviola.types import Dtype, UsageError
 from moviola.verbs.classify import ClassScorer, refuse_without_words
 from moviola.verbs.common import (
     Progress,
@@ -57,7 +57,7 @@ def evaluate_zero_shot(
     media_root: str | Path | None = None,
     limit: int | None = None,
     device: str = "auto",
-    dtype: str | None = None,
+    dtype: Dtype | None = None,
     tokenizer: str | Path | None = None,
     batch_size: int = 32,
     frames: int | None = None,
@@ -144,7 +144,7 @@ def evaluate_retrieval(
     among: Literal["auto", "items", "captions"] = "auto",
     limit: int | None = None,
     device: str = "auto",
-    dtype: str | None = None,
+    dtype: Dtype | None = None,
     tokenizer: str | Path | None = None,
     batch_size: int = 32,
     frames: int | None = None,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moviola.types import Refusal, StoreError, UsageError, printable
+from moviola.types import Dtype, Refusal, StoreError, UsageError, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,7 +125,7 @@ def index(
     every: float | None = None,
     keyframes: bool = False,
     device: str = "auto",
-    dtype: str | None = None,
+    dtype: Dtype | None = None,
     batch_size: int = 32,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> IndexReport:
@@ -175,7 +175,7 @@ def index(
 
 
 def _loaded(
-    model: str | Path | Model | None, default: str, device: str, dtype: str | None
+    model: str | Path | Model | None, default: str, device: str, dtype: Dtype | None
 ) -> tuple[Model, str]:
     """The model and the name under which search can load it again."""
     if model is None or isinstance(model, str | Path):

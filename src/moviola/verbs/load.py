@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moviola.types import Refusal, UsageError
+from moviola.types import Dtype, Refusal, UsageError
 
 if TYPE_CHECKING:
     from moviola.clip.loaded import Model
+    from moviola.clip.native import Native
 
 BUILTIN = "builtin"
 
@@ -23,7 +24,7 @@ def load(
     *,
     init: str | Path | Model | None = None,
     device: str = "auto",
-    dtype: str | None = None,
+    dtype: Dtype | None = None,
     tokenizer: str | Path | None = None,
     revision: str | None = None,
 ) -> Model:
@@ -60,7 +61,7 @@ def as_model(
     model: str | Path | Model,
     *,
     device: str = "auto",
-    dtype: str | None = None,
+    dtype: Dtype | None = None,
     tokenizer: str | Path | None = None,
 ) -> Model:
     """A loaded model as it is, anything else through `load`."""
@@ -71,13 +72,13 @@ def as_model(
     return load(model, device=device, dtype=dtype, tokenizer=tokenizer)
 
 
-def info(source: str | Path = BUILTIN, *, tokenizer: str | Path | None = None) -> dict[str, Any]:
+def info(source: str | Path = BUILTIN, *, revision: str | None = None) -> dict[str, Any]:
     """What a checkpoint is: format, architecture, activation, recipe, hash, licence if stated."""
     from moviola.clip.formats import describe
 
     if str(source) == BUILTIN and not Path(source).exists():
         source = builtin_folder()
-    return describe(source, tokenizer=tokenizer)
+    return describe(source, revision=revision)
 
 
 def export(model: str | Path | Model, folder: str | Path, *, format: str = "hf") -> Path:
@@ -98,7 +99,7 @@ def _start_system(
     init: str | Path | Model,
     *,
     device: str,
-    dtype: str | None,
+    dtype: Dtype | None,
     tokenizer: str | Path | None,
 ) -> Model:
     from moviola.clip.loaded import Model as LoadedModel
@@ -121,13 +122,13 @@ def _start_system(
         name=f"{system.slug} from {base.name}",
         system=system.slug,
         device=device,
-        dtype=dtype,  # type: ignore[arg-type]
+        dtype=dtype,
         licence=base.licence,
         base={"name": base.name, "hash": base.hash},
     )
 
 
-def _restore_system(native: Any, *, device: str, dtype: str | None) -> Model:
+def _restore_system(native: Native, *, device: str, dtype: Dtype | None) -> Model:
     from moviola.clip.loaded import Model as LoadedModel
     from moviola.clip.native import assign
     from moviola.systems.registry import entry_class, find
@@ -143,7 +144,7 @@ def _restore_system(native: Any, *, device: str, dtype: str | None) -> Model:
         name=native.name,
         system=native.system,
         device=device,
-        dtype=dtype,  # type: ignore[arg-type]
+        dtype=dtype,
         licence=native.licence,
         base=native.base,
         classes=native.classes,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from moviola.types import Moment, Refusal, StoreError, TimeSpan, UsageError, printable
+from moviola.types import Dtype, Moment, Refusal, StoreError, TimeSpan, UsageError, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,7 +112,7 @@ def search(
     truncate: bool = False,
     model: str | Path | Model | None = None,
     device: str = "auto",
-    dtype: str | None = None,
+    dtype: Dtype | None = None,
     settings: MomentSettings | None = None,
 ) -> Results:
     """The `k` best moments of an index for words, a picture, or words in file names and subtitles.
@@ -197,7 +197,7 @@ def _within(index: Index, within: Sequence[str | Path] | None) -> np.ndarray:
     return usable_F & allowed_F
 
 
-def _model_of(index: Index, model: str | Path | Model | None, device: str, dtype: str | None) -> Model:
+def _model_of(index: Index, model: str | Path | Model | None, device: str, dtype: Dtype | None) -> Model:
     if model is not None and not isinstance(model, str | Path):
         return model
     from moviola.verbs.load import load

@@ -229,7 +229,7 @@ def pair_loss(scores_BB: Tensor) -> Tensor:
 
 
 class XPoolObjective(nn.Module):
-    """The paper's training of a whole `XPool`, CLIP included. Implements `moviola.types.Objective`.
+    """The paper's training of a whole `XPool`, CLIP included. Implements `moviola.types.PairObjective`.
 
     AdamW with weight decay 0.2 on everything, CLIP at `clip_lr`, the pooler at `new_lr` (the paper:
     1e-5, and 3e-5 on MSR-VTT 9k). In several processes the batch is the global one.
@@ -250,10 +250,15 @@ class XPoolObjective(nn.Module):
         self.clip_lr, self.new_lr, self.weight_decay = clip_lr, new_lr, weight_decay
         self.max_logit_scale = max_logit_scale
 
+    def outputs(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        return {"text": model.encode_text(batch["text"]), "frames": model.encode_video(batch["clip"])}
+
+    def loss(self, model: Any, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        scores_BB = model.plain_score(outputs["text"], outputs["frames"], batch["clip"].mask_BT)
+        return {"contrastive": pair_loss(scores_BB)}
+
     def forward(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        clip = batch["clip"]
-        text_BD, frames_BTD = model.encode_text(batch["text"]), model.encode_video(clip)
-        return {"contrastive": pair_loss(model.plain_score(text_BD, frames_BTD, clip.mask_BT))}
+        return self.loss(model, self.outputs(model, batch), batch)
 
     def param_groups(self, model: nn.Module) -> Iterable[dict[str, Any]]:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -270,25 +275,14 @@ class XPoolObjective(nn.Module):
             model.logit_scale.clamp_(max=math.log(self.max_logit_scale))
 
 
-def _under(prefix: str, rule: Rule) -> Rule:
-    def add(names: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        return prefix + names if isinstance(names, str) else tuple(prefix + name for name in names)
-
-    return Rule(add(rule.ours), add(rule.official), rule.transpose)
-
-
-_POOLER = (
+_POOLER = Keys(
     Rule("pool_frames.cross_attn.{rest}", "pool_frames.cross_attn.{rest}"),
     Rule("pool_frames.linear_proj.{rest}", "pool_frames.linear_proj.{rest}"),
     Rule("pool_frames.layer_norm{n}.{rest}", "pool_frames.layer_norm{n}.{rest}"),
 )
-KEYS = Keys(*_POOLER, Rule("clip.{rest}", "clip.{rest}"))
+KEYS = _POOLER + Keys(Rule("clip.{rest}", "clip.{rest}"))
 """On OpenAI's CLIP, whose names are the house's own."""
-KEYS_HF = Keys(
-    *_POOLER,
-    *(_under("clip.", rule) for rule in hf.KEYS.rules),
-    ignore=("clip.text_model.embeddings.position_ids", "clip.vision_model.embeddings.position_ids"),
-)
+KEYS_HF = _POOLER + hf.KEYS.under("clip.")
 """On transformers' CLIP (`--huggingface`)."""
 
 
