@@ -388,8 +388,10 @@ def demo(
     if json:
         show.print_json(made.to_json())
     else:
-        for results in made.searches:
+        for number, results in enumerate(made.searches):
             show.out.print(f'\nmoviola search {made.index} "{results.query}"', markup=False)
+            if number < len(made.planted):
+                show.planted(made.planted[number])
             show.moments(results)
         show.out.print(f"\nReport: {os.fspath(made.page)}", markup=False)
     if not made.indexed.ok:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from moviola.types import printable
+from moviola.types import Clip, printable
 
 if TYPE_CHECKING:
     from moviola.verbs.index import Progress
@@ -74,6 +74,15 @@ def moments(results: Results) -> None:
     if any(row[5] for row in rows):
         columns.append("text")
     table(columns, [row[: len(columns)] for row in rows])
+
+
+def planted(clip: Clip) -> None:
+    """Where the made world put what is asked for."""
+    from moviola.verbs.search import clock
+
+    if clip.span is not None:
+        span = f"{clock(clip.span.start)} to {clock(clip.span.end)}"
+        out.print(f"(planted in {clip.path.name} from {span})", markup=False)
 
 
 def _near(file: str) -> str:
