@@ -49,7 +49,17 @@ def indexed(media, tmp_path_factory):
 
 def test_help_lists_every_command():
     text = moviola("--help", check=0).stdout
-    for name in ("index", "search", "embed", "classify", "evaluate", "info", "export", "systems", "reproduce"):
+    for name in (
+        "index",
+        "search",
+        "embed",
+        "classify",
+        "evaluate",
+        "info",
+        "export",
+        "systems",
+        "reproduce",
+    ):
         assert name in text
 
 
@@ -124,7 +134,9 @@ def test_errors_say_what_to_do_and_exit_with_2(args, indexed, tmp_path):
 
 def test_classify_embed_info_systems(media, tmp_path):
     made = json.loads(
-        moviola("classify", "builtin", media / "red.png", "--classes", "a red picture, a blue picture", "--json").stdout
+        moviola(
+            "classify", "builtin", media / "red.png", "--classes", "a red picture, a blue picture", "--json"
+        ).stdout
     )
     assert made["results"][0]["labels"] if "labels" in made["results"][0] else made["results"]
     moviola("embed", media, "--to", tmp_path / "v.npy", check=0)
