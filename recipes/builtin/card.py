@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from pathlib import Path
 
@@ -65,13 +66,20 @@ def main() -> None:
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
     args = parser.parse_args()
     model = moviola.load("builtin", device="cpu")
-    templates = read_templates("general")
     figures: dict[str, object] = {}
     words = trained_words(args.shared, args.wordnet)
-    tiny = moviola.evaluate_zero_shot(model, args.shared / "tiny_imagenet_val.parquet", templates=templates)
-    cifar = moviola.evaluate_zero_shot(model, args.shared / "cifar10_test.parquet", templates=templates)
+    measured = {}
+    with tempfile.TemporaryDirectory() as cache:
+        for templates in ("simple", "general"):
+            for data in ("tiny_imagenet_val", "cifar10_test"):
+                measured[data, templates] = moviola.evaluate_zero_shot(
+                    model, args.shared / f"{data}.parquet", templates=templates, cache=cache
+                )
+    tiny, cifar = measured["tiny_imagenet_val", "simple"], measured["cifar10_test", "simple"]
+    general = {data: measured[data, "general"].top1 for data in ("tiny_imagenet_val", "cifar10_test")}
     pictured = sorted(name for name in cifar.per_class if name in words)
     figures["tiny_imagenet_val"] = {"top1": tiny.top1, "top5": tiny.top5, "n": tiny.n}
+    figures["general_prompts"] = general
     figures["cifar10"] = {"top1": cifar.top1, "n": cifar.n, "per_class": cifar.per_class}
     figures["cifar10_pictured"] = {
         "classes": pictured,
@@ -107,7 +115,8 @@ def main() -> None:
             threads=figures["threads"],
             best=", ".join(f"{n} {v:.0f}" for n, v in best[:12]),
             worst=", ".join(f"{n} {v:.0f}" for n, v in best[-12:]),
-            templates=len(templates),
+            prompts=len(read_templates("general")),
+            general=general,
         )
     )
     print(f"wrote {PAGE}")
