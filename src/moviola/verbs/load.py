@@ -14,11 +14,6 @@ if TYPE_CHECKING:
 BUILTIN = "builtin"
 
 
-def builtin_folder() -> Path:
-    """Where the package keeps the built-in model."""
-    return Path(__file__).resolve().parent.parent / "assets" / "builtin"
-
-
 def load(
     source: str | Path = BUILTIN,
     *,
@@ -37,13 +32,14 @@ def load(
     revision. Raises `CheckpointError` when it cannot be read, is of an unsupported family, or is not
     there.
     """
+    from moviola.clip.formats import BUILTIN_FOLDER
     from moviola.clip.formats import load as load_clip
     from moviola.clip.native import is_native, read_native
 
     if init is not None:
         return _start_system(str(source), init, device=device, dtype=dtype, tokenizer=tokenizer)
     if str(source) == BUILTIN and not Path(source).exists():
-        source = builtin_folder()
+        source = BUILTIN_FOLDER
     path = Path(source)
     if path.is_dir() and is_native(path):
         native = read_native(path)
@@ -76,8 +72,6 @@ def info(source: str | Path = BUILTIN, *, revision: str | None = None) -> dict[s
     """What a checkpoint is: format, architecture, activation, recipe, hash, licence if stated."""
     from moviola.clip.formats import describe
 
-    if str(source) == BUILTIN and not Path(source).exists():
-        source = builtin_folder()
     return describe(source, revision=revision)
 
 

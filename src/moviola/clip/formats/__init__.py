@@ -130,13 +130,15 @@ def _unknown_folder(path: Path) -> CheckpointError:
     )
 
 
+BUILTIN = "builtin"
+BUILTIN_FOLDER = Path(__file__).resolve().parents[2] / "assets" / "builtin"
+
+
 def locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]:
     """The path of a checkpoint, and its hub id where it comes from there."""
-    if str(source) == "builtin":
-        import moviola
-
-        return Path(moviola.__file__).parent / "assets" / "builtin", None
     path = Path(source).expanduser()
+    if str(source) == BUILTIN and not path.exists():
+        return BUILTIN_FOLDER, None
     if path.exists():
         return path, None
     repo = hub.hub_id(str(source)) if isinstance(source, str) else None
