@@ -86,3 +86,15 @@ def test_the_built_in_model_loads_offline():
     vectors = model.embed_texts(["a photo of a dog", "a red circle"])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     assert moviola.info()["hash"] == model.hash
+
+
+def test_an_openai_file_is_indexed_and_asked_with_its_tokenizer(tiny, tmp_path):
+    state = load(tiny, device="cpu").module.state_dict()
+    torch.save(state, tmp_path / "tiny.pt")
+    Image.new("RGB", (64, 64), (200, 0, 0)).save(tmp_path / "red.png")
+    extra = {"tokenizer": tiny / "tokenizer.json", "device": "cpu"}
+    with pytest.warns(UserWarning, match="QuickGELU"):
+        report = moviola.index(tmp_path / "red.png", tmp_path / "i", model=tmp_path / "tiny.pt", **extra)
+    assert report.new == 1
+    with pytest.warns(UserWarning, match="QuickGELU"):
+        assert len(moviola.search(tmp_path / "i", "a red circle", **extra)) == 1

@@ -71,6 +71,7 @@ def index_update(
     device: Device = "auto",
     dtype: Dtype = None,
     batch_size: BatchSize = 32,
+    tokenizer: TokenizerFile = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -91,6 +92,7 @@ def index_update(
                 device=device,
                 dtype=dtype,
                 batch_size=batch_size,
+                tokenizer=tokenizer,
                 on_progress=on_progress,
             )
     except NothingIndexed as nothing:
@@ -158,6 +160,7 @@ def search(
     clips: Annotated[Path | None, typer.Option(help="Also write the moments as files here.")] = None,
     device: Device = "auto",
     dtype: Dtype = None,
+    tokenizer: TokenizerFile = None,
     json: Json = False,
 ) -> None:
     """The best moments for words, a picture, or words in subtitles."""
@@ -176,6 +179,7 @@ def search(
             truncate=truncate,
             device=device,
             dtype=dtype,
+            tokenizer=tokenizer,
         )
     except NothingFound as nothing:
         if json:

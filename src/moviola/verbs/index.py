@@ -127,6 +127,7 @@ def index(
     device: str = "auto",
     dtype: Dtype | None = None,
     batch_size: int = 32,
+    tokenizer: str | Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> IndexReport:
     """Bring the index at `to` up to date with the pictures and videos under `paths`.
@@ -139,6 +140,7 @@ def index(
     every       seconds between frames; default: the index's own, 1 s for a new index
     keyframes   only key frames: many times faster, and moments as coarse as they lie apart
     batch_size  frames or pictures per pass through the model
+    tokenizer   a file, for checkpoints that come without one; `search` then needs it too
 
     A file that cannot be read never stops the run: it stands in the report, and is tried again next
     time. `NothingIndexed` if the index is empty in the end; `StoreError` for a folder that is not an
@@ -158,7 +160,7 @@ def index(
         raise UsageError(f"--every takes seconds between 0.01 and 3600, got {every:g}.")
     folder = Path(to)
     old = read_manifest(folder) if (folder / MANIFEST).exists() else None
-    loaded, source = _loaded(model, old.model.source if old else "builtin", device, dtype)
+    loaded, source = _loaded(model, old.model.source if old else "builtin", device, dtype, tokenizer)
     if loaded.adaptation == "classifier":
         raise Refusal(
             f"The model '{loaded.name}' only adds a classifier; its vectors are those of its base.",
@@ -175,7 +177,11 @@ def index(
 
 
 def _loaded(
-    model: str | Path | Model | None, default: str, device: str, dtype: Dtype | None
+    model: str | Path | Model | None,
+    default: str,
+    device: str,
+    dtype: Dtype | None,
+    tokenizer: str | Path | None,
 ) -> tuple[Model, str]:
     """The model and the name under which search can load it again."""
     if model is None or isinstance(model, str | Path):
@@ -184,7 +190,7 @@ def _loaded(
         source = os.fspath(model) if model is not None else default
         if Path(source).exists():
             source = os.path.abspath(source)  # noqa: PTH100 (search may run elsewhere)
-        return load(source, device=device, dtype=dtype), source
+        return load(source, device=device, dtype=dtype, tokenizer=tokenizer), source
     return model, model.name
 
 

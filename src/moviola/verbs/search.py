@@ -113,6 +113,7 @@ def search(
     model: str | Path | Model | None = None,
     device: str = "auto",
     dtype: Dtype | None = None,
+    tokenizer: str | Path | None = None,
     settings: MomentSettings | None = None,
 ) -> Results:
     """The `k` best moments of an index for words, a picture, or words in file names and subtitles.
@@ -144,7 +145,7 @@ def search(
         assert text is not None
         results = _by_words(opened, text, allowed, k, asked)
     else:
-        loaded = _model_of(opened, model, device, dtype)
+        loaded = _model_of(opened, model, device, dtype, tokenizer)
         results = _by_vector(opened, loaded, query, image, text, allowed, k, asked, truncate, settings)
     if min_score is not None and results.moments:
         best = results[0].score
@@ -197,12 +198,19 @@ def _within(index: Index, within: Sequence[str | Path] | None) -> np.ndarray:
     return usable_F & allowed_F
 
 
-def _model_of(index: Index, model: str | Path | Model | None, device: str, dtype: Dtype | None) -> Model:
+def _model_of(
+    index: Index,
+    model: str | Path | Model | None,
+    device: str,
+    dtype: Dtype | None,
+    tokenizer: str | Path | None,
+) -> Model:
     if model is not None and not isinstance(model, str | Path):
         return model
     from moviola.verbs.load import load
 
-    return load(index.manifest.model.source if model is None else model, device=device, dtype=dtype)
+    source = index.manifest.model.source if model is None else model
+    return load(source, device=device, dtype=dtype, tokenizer=tokenizer)
 
 
 # --------------------------------------------------------------------------------------------------
