@@ -133,12 +133,12 @@ def test_errors_say_what_to_do_and_exit_with_2(args, indexed, tmp_path):
 
 
 def test_classify_embed_info_systems(media, tmp_path):
+    classes = "a red picture, a blue picture"
     made = json.loads(
-        moviola(
-            "classify", "builtin", media / "red.png", "--classes", "a red picture, a blue picture", "--json"
-        ).stdout
+        moviola("classify", "builtin", media / "red.png", "--classes", classes, "--json", check=0).stdout
     )
-    assert made["results"][0]["labels"] if "labels" in made["results"][0] else made["results"]
+    assert made["classes"] == ["a red picture", "a blue picture"]
+    assert len(made["results"]) == 1
     moviola("embed", media, "--to", tmp_path / "v.npy", check=0)
     assert np.load(tmp_path / "v.npy").shape == (2, 256)
     assert "recipe" in json.loads(moviola("info", "--json", check=0).stdout)
@@ -158,7 +158,14 @@ def test_demo_on_a_users_folder(media, tmp_path):
 def test_demo_finds_a_planted_moment(tmp_path):
     done = json.loads(moviola("demo", "--to", tmp_path / "out", "--json", check=0).stdout)
     assert len(done["searches"]) == 3
-    assert all(search["results"] for search in done["searches"])
+    for search, planted in zip(done["searches"], done["planted"], strict=True):
+        name = planted["file"].rsplit("/", 1)[-1]
+        assert any(
+            found["file"].endswith(name)
+            and found["start"] < planted["end"]
+            and found["end"] > planted["start"]
+            for found in search["results"][:3]
+        ), search["query"]
 
 
 def test_importing_is_cheap():
