@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -67,12 +68,32 @@ class TextTower(nn.Module):
     def encode_text(self, tokens_NL: Tensor) -> Tensor:
         """tokens_NL -> text_NE, not normalised.
 
-        Attention is causal, so what follows the last end-of-text token in the batch cannot change
-        any pooled vector: it is cut off before the first block (exact, and up to ten times faster
-        on short queries).
+        Attention is causal, so what follows a text's end-of-text token cannot change its vector: it
+        is cut off before the first block, and a batch of mixed lengths runs in groups of similar
+        length (exact, and up to ten times faster on short queries).
         """
-        length = int(self.eot_positions(tokens_NL).max()) + 1 if len(tokens_NL) else 1
-        return self.forward_text(tokens_NL[:, :length]).vector_BD
+        if not len(tokens_NL):
+            return self.forward_text(tokens_NL[:, :1]).vector_BD
+        ends_N = self.eot_positions(tokens_NL) + 1
+        groups = length_groups(ends_N.tolist())
+        if len(groups) == 1:
+            return self.forward_text(tokens_NL[:, : int(ends_N.max())]).vector_BD
+        rows = [torch.tensor(group, device=tokens_NL.device) for group in groups]
+        parts = [self.forward_text(tokens_NL[r, : int(ends_N[r].max())]).vector_BD for r in rows]
+        return torch.cat(parts)[torch.cat(rows).argsort()]
+
+
+def length_groups(lengths: Sequence[int], *, smallest: int = 32, groups: int = 4) -> list[list[int]]:
+    """Rows split by length where that saves a quarter of the padded tokens; one group otherwise."""
+    count = len(lengths)
+    parts = min(groups, count // smallest)
+    if parts < 2:
+        return [list(range(count))]
+    order = sorted(range(count), key=lengths.__getitem__)
+    cuts = [count * p // parts for p in range(parts + 1)]
+    split = [order[a:b] for a, b in pairwise(cuts)]
+    padded = sum(len(group) * lengths[group[-1]] for group in split)
+    return split if padded <= 0.75 * count * lengths[order[-1]] else [list(range(count))]
 
 
 class CLIP(TextTower):
