@@ -5,8 +5,6 @@ Axis letters: N items, T frames, D embedding width, M videos.
 
 from __future__ import annotations
 
-import os
-import tempfile
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
@@ -343,25 +341,6 @@ def counting_cuts() -> Iterator[list[str]]:
 def cut_note(cut: Sequence[str]) -> list[str]:
     """One sentence about the texts that `counting_cuts` collected; none where there are none."""
     return [f"{len(cut)} texts were cut to the model's context. The first: {cut[0]}"] if cut else []
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[IO[Any]]:
-    """A binary file beside `path` that takes its name when the block ends well, and goes otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".writing", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp makes files that only the owner reads
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def summary(failed: Sequence[Skipped], what: str, shown: int = 20) -> list[str]:

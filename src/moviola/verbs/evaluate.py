@@ -16,6 +16,7 @@ import numpy as np
 from moviola.data.classes import ClassSet, Names, read_classes
 from moviola.data.retrieval import Layout, RetrievalSet, read_retrieval
 from moviola.data.templates import read_templates
+from moviola.files import atomic
 from moviola.metrics.classification import mean_class_accuracy, per_class_accuracy, topk_accuracy
 from moviola.metrics.retrieval import rank_metrics, text_to_video_ranks, video_to_text_ranks
 from moviola.types import Dtype, UsageError
@@ -23,7 +24,6 @@ from moviola.verbs.classify import ClassScorer, refuse_without_words
 from moviola.verbs.common import (
     Progress,
     Skipped,
-    atomic,
     counting_cuts,
     cut_note,
     embed_media,

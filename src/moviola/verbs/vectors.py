@@ -15,8 +15,8 @@ from typing import IO, Any, Literal, Protocol, Self
 
 import numpy as np
 
+from moviola.files import atomic
 from moviola.types import UsageError, printable
-from moviola.verbs.common import atomic
 
 _KEY = b"moviola"
 _FORMAT = 1
