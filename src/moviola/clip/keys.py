@@ -15,11 +15,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from moviola.types import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _HOLE = re.compile(r"\\\{(\w+)\\\}")
 _SHOWN = 12  # names listed per kind in an error; the count is always given
@@ -104,6 +105,8 @@ class Keys:
 
         Parts of a rule that splits one official tensor must all be given, as for `to_official`.
         """
+        import torch
+
         return list(self.to_official({name: torch.zeros(3, 1) for name in ours}))
 
     def load(self, module: nn.Module, state: Mapping[str, Tensor], *, source: str = "checkpoint") -> None:
@@ -117,6 +120,8 @@ class Keys:
         wanted: list[tuple[_Pattern, ...]],
         side: str,
     ) -> dict[str, Tensor]:
+        import torch
+
         groups: dict[tuple[int, tuple[tuple[str, str], ...]], dict[int, Tensor]] = {}
         unexpected = []
         for key, tensor in state.items():
@@ -164,6 +169,8 @@ def load_exact(module: nn.Module, state: Mapping[str, Tensor], *, source: str = 
 
     BatchNorm's `num_batches_tracked` is bookkeeping and may be absent.
     """
+    import torch
+
     check_exact(module, state, source=source)
     own = module.state_dict()
     with torch.no_grad():
