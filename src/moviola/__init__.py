@@ -24,6 +24,8 @@ _LAZY = {
     "classify": "moviola.verbs.classify",
     "evaluate_zero_shot": "moviola.verbs.evaluate",
     "evaluate_retrieval": "moviola.verbs.evaluate",
+    "curate": "moviola.verbs.curate",
+    "count_pool": "moviola.verbs.curate",
     "index": "moviola.verbs.index",
     "search": "moviola.verbs.search",
     "reproduce": "moviola.verbs.reproduce",
@@ -39,6 +41,8 @@ __all__ = [
     "Video",
     "__version__",
     "classify",
+    "count_pool",
+    "curate",
     "embed",
     "evaluate_retrieval",
     "evaluate_zero_shot",
@@ -53,6 +57,7 @@ __all__ = [
 if TYPE_CHECKING:
     from moviola.media import Video
     from moviola.verbs.classify import classify
+    from moviola.verbs.curate import count_pool, curate
     from moviola.verbs.embed import embed
     from moviola.verbs.evaluate import evaluate_retrieval, evaluate_zero_shot
     from moviola.verbs.index import index

@@ -63,7 +63,7 @@ def test_batches_and_slices_give_the_same(entries, texts, data):
 
 
 def test_texts_longer_than_a_work_slice(monkeypatch):
-    monkeypatch.setattr(matching, "_BATCH_BYTES", 64)
+    monkeypatch.setattr(matching, "_SLICE_BYTES", 64)
     texts = ["a dog", "dog " * 100, "", "no", "a hot dog"]
     found = Matcher(["dog", "hot dog", "a"])(texts)
     assert found.pairs().tolist() == [[0, 0], [2, 0], [0, 1], [0, 4], [1, 4], [2, 4]]

@@ -12,6 +12,8 @@ from typer.core import TyperGroup
 
 from moviola import types
 from moviola.cli import show
+from moviola.cli.curate import curate_app
+from moviola.cli.metadata import metadata_app
 
 app = typer.Typer(
     name="moviola",
@@ -57,6 +59,8 @@ index_app = typer.Typer(
     help="moviola index PATH... --to INDEX: embed pictures and videos. Or: list, remove, stats.",
 )
 app.add_typer(index_app, name="index")
+app.add_typer(curate_app, name="curate")
+app.add_typer(metadata_app, name="metadata")
 
 
 @index_app.command("update")

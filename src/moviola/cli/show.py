@@ -42,6 +42,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     out.print(made)
 
 
+def figures(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table of figures that are written out already, each under the end of its name."""
+    widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
+    for row in (columns, *rows):
+        line = "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        out.print(line, markup=False, style="bold" if row is columns else None)
+
+
 def pairs(data: Mapping[str, object]) -> None:
     """Names and values, one a line."""
     from rich.text import Text
@@ -142,5 +150,35 @@ def progress(quiet: bool, what: str) -> Iterator[Callable[..., None] | None]:
 
         def update(done: float, total: float | None, note: str = "") -> None:
             bar.update(task, completed=done, total=total, description=f"{what} {note}".strip())
+
+        yield update
+
+
+@contextmanager
+def stages(quiet: bool) -> Iterator[Callable[[float, float | None, str], None] | None]:
+    """A bar for each stage of a long run, with the time it took or has left, on stderr.
+
+    For verbs that report (done, total, stage). Finished stages stay on the screen.
+    """
+    if quiet or not err.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    # A piece can take minutes: speed is told from the last hour, not from the last seconds.
+    with Bar(*columns, console=err, speed_estimate_period=3600) as bar:
+        bars: dict[str, TaskID] = {}
+
+        def update(done: float, total: float | None, stage: str) -> None:
+            if stage not in bars:
+                bars[stage] = bar.add_task(stage, total=total)
+            bar.update(bars[stage], completed=done, total=total)
 
         yield update

@@ -50,7 +50,7 @@ _NO_SPACE_RANGES = (
 )
 _END = b" \xff "
 """Between two texts: a token that no text and no entry holds, since 0xff never stands in UTF-8."""
-_BATCH_BYTES = 16 << 20
+_SLICE_TEXTS, _SLICE_BYTES = 1 << 15, 4 << 20  # work arrays that stay in the cache
 
 
 def spacing(text: str) -> str:
@@ -133,7 +133,7 @@ class Matcher:
 
     def __init__(self, entries: Sequence[str], *, languages: bool = False) -> None:
         check_entries(entries)
-        self.count = len(entries)
+        self.entries = tuple(entries)
         inside = np.zeros(len(entries), bool)
         if languages:
             inside = np.array([needs_no_space(e[0]) or needs_no_space(e[-1]) for e in entries])
@@ -185,12 +185,12 @@ def check_entries(entries: Sequence[str]) -> None:
 
 
 def _parts(array: pa.Array) -> Iterator[tuple[int, pa.Array]]:
-    """(first text, texts) in slices of at most `_BATCH_BYTES`, so that work arrays stay small."""
+    """(first text, texts) in slices of at most `_SLICE_TEXTS` and, but for a longer text, `_SLICE_BYTES`."""
     start = 0
     while start < len(array):
-        rest = array.slice(start, 1 << 17)
+        rest = array.slice(start, _SLICE_TEXTS)
         ends = np.cumsum(pc.binary_length(rest).to_numpy(zero_copy_only=False).astype(np.int64) + 3)
-        take = max(1, int(np.searchsorted(ends, _BATCH_BYTES, side="right")))
+        take = max(1, int(np.searchsorted(ends, _SLICE_BYTES, side="right")))
         yield start, rest.slice(0, take)
         start += take
 

@@ -76,11 +76,12 @@ class MetaClipConfig:
             raise UsageError(f"texts is 'one' or 'all', got {self.texts!r}.")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON knows it: an infinite threshold is the string "inf"."""
+        return asdict(self) | ({"threshold": "inf"} if self.threshold == np.inf else {})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> MetaClipConfig:
-        return cls(**data)
+        return cls(**{**data, "threshold": float(data.get("threshold", cls.threshold))})
 
 
 Config = MetaClipConfig
@@ -172,12 +173,12 @@ def keep_probability(matches: Matches, prob_E: np.ndarray) -> np.ndarray:
     return kept_U
 
 
-def keep(keep_U: np.ndarray, ids_U: np.ndarray, *, seed: int) -> np.ndarray:
+def keep(keep_U: np.ndarray, ids: np.ndarray | Sequence[int], *, seed: int) -> np.ndarray:
     """Which texts stay: a uniform hashed from (seed, id) below the probability, bool (U,).
 
     Raising a probability never drops a text, so sets of rising thresholds are nested.
     """
-    return hash_uniform(seed, ids_U, _STREAM_KEEP) < keep_U
+    return hash_uniform(seed, np.asarray(ids), _STREAM_KEEP) < keep_U
 
 
 def keep_by_match(matches: Matches, prob_E: np.ndarray, uniform_M: np.ndarray) -> np.ndarray:
@@ -238,8 +239,8 @@ class MetaClip:
 
     def __init__(self, entries: Sequence[str], config: MetaClipConfig | None = None) -> None:
         self.config = config or MetaClipConfig()
-        self.entries = tuple(entries)
-        self.matcher = Matcher(self.entries, languages=self.config.languages)
+        self.matcher = Matcher(entries, languages=self.config.languages)
+        self.entries = self.matcher.entries
         self.count_E = np.zeros(len(self.entries), np.uint64)
 
     def fit(self, batches: Iterable[Sequence[str]]) -> MetaClip:
@@ -332,7 +333,7 @@ def claim_rows(arm: str, pool: LongTail, seed: int) -> np.ndarray:
     if arm == "matched only":
         return np.flatnonzero(matches.per_text())
     count_E = count(matches, len(entries))
-    # the share of matches in the tail at the paper's t = 20 000
+    # about the share of matches that the paper's thresholds leave in the tail, as remembered
     prob_E = probabilities(count_E, threshold_of_share(count_E, 0.06))
     rows = np.flatnonzero(keep(keep_probability(matches, prob_E), np.arange(len(pool)), seed=seed))
     return rows if arm == "balanced" else np.sort(permutation(seed, 0, len(pool))[: len(rows)])

@@ -136,8 +136,8 @@ class _Tally:
     most_texts: int = 0
     without_id: int = 0
     problems: dict[str, int] = field(default_factory=dict)
-    examples: list[tuple[float, str, list[int]]] = field(default_factory=list)
-    unmatched: list[tuple[float, str, list[int]]] = field(default_factory=list)
+    examples: dict[str, tuple[float, list[int]]] = field(default_factory=dict)
+    unmatched: dict[str, tuple[float, list[int]]] = field(default_factory=dict)
 
     def add(self, batch: PairBatch, found: Matches, reasons: Mapping[str, int], rows: pa.RecordBatch) -> None:
         per_text = found.per_text()
@@ -157,10 +157,13 @@ class _Tally:
         offsets = found.offsets()
         for place, kept in ((per_text > 0, self.examples), (per_text == 0, self.unmatched)):
             some = np.flatnonzero(place)
-            for u in some[np.argsort(draw_U[some], kind="stable")[:_EXAMPLES]]:
+            _, first = np.unique(draw_U[some], return_index=True)  # a text that comes often shows once
+            for u in some[first[:_EXAMPLES]]:
                 text = batch.texts[int(u)].as_py()[:_EXAMPLE_LENGTH]
-                kept.append((float(draw_U[u]), text, found.entry_M[offsets[u] : offsets[u + 1]].tolist()))
-            kept[:] = sorted(kept)[:_EXAMPLES]
+                kept[text] = float(draw_U[u]), found.entry_M[offsets[u] : offsets[u + 1]].tolist()
+            least = sorted(kept.items(), key=lambda item: item[1][0])[:_EXAMPLES]
+            kept.clear()
+            kept.update(least)
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -177,8 +180,8 @@ class _Tally:
             "most_texts": self.most_texts,
             "without_id": self.without_id,
             "problems": self.problems,
-            "examples": self.examples,
-            "unmatched": self.unmatched,
+            "examples": [(draw, text, entries) for text, (draw, entries) in self.examples.items()],
+            "unmatched": [(draw, text, entries) for text, (draw, entries) in self.unmatched.items()],
         }
 
 
