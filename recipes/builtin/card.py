@@ -97,6 +97,8 @@ def main() -> None:
         for name, value in sorted(cifar.per_class.items())
     )
     made = figures["made_scenes"]
+    aims = (("Tiny ImageNet", tiny.top1, 25), ("CIFAR-10", cifar.top1, 30))
+    reached = "; ".join(f"{name} {'reached' if top1 >= aim else 'not reached'}" for name, top1, aim in aims)
     PAGE.write_text(
         (HERE / "card.md.in")
         .read_text()
@@ -117,6 +119,7 @@ def main() -> None:
             worst=", ".join(f"{n} {v:.0f}" for n, v in best[-12:]),
             prompts=len(read_templates("general")),
             general=general,
+            reached=reached,
         )
     )
     print(f"wrote {PAGE}")
