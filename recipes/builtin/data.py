@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from wordnet import hypernyms, read_nouns
@@ -178,9 +179,10 @@ class BuiltinData:
         made: Sequence[str] = ("world",),
         kinds: float = 0.2,
         smallest_crop: float = 0.35,
+        coarse: float = 0.0,
     ) -> None:
-        """`kinds`: share of captions with a general word."""
-        self.kinds, self.smallest_crop = kinds, smallest_crop
+        """`kinds`: share of captions with a general word; `coarse`: of photos seen at half resolution."""
+        self.kinds, self.smallest_crop, self.coarse = kinds, smallest_crop, coarse
         self.size = size
         self.tokenizer = tokenizer
         self.photos = np.load(folder / "photos.npy", mmap_mode="r")
@@ -260,6 +262,11 @@ class BuiltinData:
                 out[where] = random_resized_crop(
                     images[where], rows[chosen], seed=seed + 1000 * epoch, size=self.size, flip=flip, **crop
                 )
+        draw = hash_uniform(seed + 1000 * epoch, rows, 31)
+        blurred = torch.from_numpy(np.flatnonzero(is_photo & (draw < self.coarse)))
+        if len(blurred):  # small pictures from elsewhere come enlarged
+            half = F.avg_pool2d(out[blurred], 2)
+            out[blurred] = F.interpolate(half, self.size, mode="bicubic", align_corners=False).clamp(0, 255)
         return {
             "id": rows,
             "image": normalise(out),

@@ -1,9 +1,10 @@
 """Train the built-in model: `python recipes/builtin/train.py --shared FOLDER --run runs/builtin`.
 
-Three phases, resumable by running the same command again. The stem learns first, as the lower half of
+Four phases, resumable by running the same command again. The stem learns first, as the lower half of
 a small convolutional classifier of the photos: it does so several times faster than the transformer
 above it. Then the whole model learns names at 48 pixels, where a step costs little more than half,
-and last the real size with frames of made clips added. Needs the photo tables
+then the real size with frames of made clips added, and last the same with more general words and with
+photos at half resolution, since small pictures from elsewhere come enlarged. Needs the photo tables
 `tiny_imagenet_train_{0,1}.parquet` and a WordNet database folder.
 """
 
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--stem-steps", type=int, default=5800)
     parser.add_argument("--names-steps", type=int, default=1000)
     parser.add_argument("--full-steps", type=int, default=700)
+    parser.add_argument("--last-steps", type=int, default=450)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
@@ -145,13 +147,18 @@ def main() -> None:
             {"size": SIZE, "made": ("world", "clips")},
             TrainConfig(steps=args.full_steps, lr=4e-4, warmup=50, seed=2),
         ),
+        (
+            "last",
+            {"size": SIZE, "made": ("world", "clips"), "kinds": 0.25, "coarse": 0.4},
+            TrainConfig(steps=args.last_steps, lr=4e-4, warmup=50, seed=3),
+        ),
     )
     prepare_clips(cache, args.clips)
     for name, options, config in phases:
         train(
             model,
             Contrastive(weight_decay=0.1),
-            BuiltinData(cache, tokenizer, kinds=0.12, smallest_crop=0.5, **options),
+            BuiltinData(cache, tokenizer, **({"kinds": 0.12, "smallest_crop": 0.5} | options)),
             replace(config, precision="bfloat16", save_every=100),
             args.run / name,
             on_progress=report,
