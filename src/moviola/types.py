@@ -252,8 +252,9 @@ class Recipe:
     """How pixels and words must be prepared for a checkpoint. It belongs to the weights.
 
     `size` is (height, width) after the crop. `resize`: `shortest` scales the short side to `size`,
-    `squash` scales both sides. `features` names the order and kind of stored vectors, so that two
-    indexes made differently never mix.
+    `squash` scales both sides. `resize_size` is what to scale to where that is larger than `size`, so
+    that the crop takes a margin off (None: `size`). `features` names the order and kind of stored
+    vectors, so that two indexes made differently never mix.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -266,9 +267,14 @@ class Recipe:
     features: str = "image_embedding"
     tokenizer: str | None = None  # hash of the tokenizer's files; None where none is known
     context_length: int = 77
+    resize_size: tuple[int, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Every field; without `resize_size` where it is None, as recipes were before there was one."""
+        data = asdict(self)
+        if self.resize_size is None:
+            del data["resize_size"]
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:

@@ -195,6 +195,16 @@ def test_no_match_at_all_says_why(moviola, pool, tmp_path):
     assert "None of 140 texts holds any of 2 entries" in err
 
 
+def test_ctrl_c_says_how_to_go_on(moviola, pool, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moviola.verbs.curate.curate", stopped)
+    status, out, err = moviola("run", pool, "--metadata", "words.txt", "--to", "set")
+    assert (status, out) == (130, "")
+    assert "run the same command again to go on" in err
+
+
 def test_plan_of_something_else(moviola, tmp_path):
     pq.write_table(pa.table({"a": [1]}), tmp_path / "x.parquet")
     status, _, err = moviola("plan", "x.parquet")

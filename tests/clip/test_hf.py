@@ -17,6 +17,7 @@ from moviola.clip.formats import describe, detect, export, hf
 from moviola.clip.formats.hf import KEYS, recipe_from_processor, write_tokenizer
 from moviola.clip.loaded import Model, load
 from moviola.clip.model import CLIP
+from moviola.clip.preprocess import Preprocess
 from moviola.clip.tokenizer import Tokenizer
 from moviola.types import CheckpointError, Recipe, Refusal, UsageError
 
@@ -290,7 +291,13 @@ def test_weights_that_do_not_fit_list_the_names(toy_tokenizer: Tokenizer, tmp_pa
             {"do_normalize": False},
             Recipe(size=(32, 32), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
         ),
-        ({"size": {"shortest_edge": 40}}, r"scales to \(40, 40\) and crops to \(32, 32\)"),
+        ({"size": {"shortest_edge": 40}}, Recipe(size=(32, 32), resize_size=(40, 40))),
+        (
+            {"size": {"height": 40, "width": 36}},
+            Recipe(size=(32, 32), resize="squash", resize_size=(40, 36)),
+        ),
+        ({"size": {"shortest_edge": 30}}, r"scales to \(30, 30\) and crops to \(32, 32\), which pads"),
+        ({"size": {"longest_edge": 32}}, r"needs whole sizes, got \(None, None\)"),
         ({"size": 48, "crop_size": 48}, r"makes pictures of \(48, 48\), the tower takes \(32, 32\)"),
         ({"do_center_crop": False}, "does not crop"),
         ({"do_resize": False}, "turns resizing or rescaling off"),
@@ -305,6 +312,75 @@ def test_image_processors_become_recipes_or_are_refused(data: dict, expected: Re
     else:
         with pytest.raises(CheckpointError, match=expected):
             recipe_from_processor(data, (32, 32), source="x")
+
+
+@pytest.mark.parametrize("size", [(57, 91), (75, 64), (40, 77), (64, 133), (37, 41), (200, 201)])
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"size": {"shortest_edge": 37}, "crop_size": {"height": 32, "width": 32}},
+        {"size": {"shortest_edge": 41}, "crop_size": {"height": 32, "width": 32}, "resample": 2},
+        {"size": {"height": 40, "width": 37}, "crop_size": {"height": 32, "width": 32}},
+        {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}},
+    ],
+)
+def test_scaling_to_more_than_the_crop_equals_transformers(data: dict, size: tuple[int, int]) -> None:
+    """Exact; but where OpenAI's offset of the crop is rounded up, theirs lies one pixel before."""
+    draw = np.random.default_rng(sum(size))
+    frame = draw.integers(0, 256, (*size, 3), dtype=np.uint8)
+    prepare = Preprocess(recipe_from_processor(data, (32, 32), source="x"))
+    assert prepare.decode_hint == max(data["size"].values())
+    got = prepare.picture(Image.fromarray(frame))
+    # the same with the crop left out, and then cut where OpenAI's transform cuts
+    scaled = transformers.CLIPImageProcessorPil(**data, do_center_crop=False)(Image.fromarray(frame))
+    whole = torch.as_tensor(scaled["pixel_values"][0])
+    top, left = (round((side - 32) / 2) for side in whole.shape[1:])
+    expected = whole[:, top : top + 32, left : left + 32]
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    # the fast path of video, within what its docstring states
+    fast = prepare.frames(frame[None])[0]
+    levels = (fast - expected).abs() * torch.tensor(prepare.recipe.std).view(3, 1, 1) * 255
+    assert levels.max() <= 2.01
+    assert levels.mean() <= (0.05 if data.get("resample") == 2 else 0.01)
+    theirs = torch.as_tensor(
+        transformers.CLIPImageProcessorPil(**data)(Image.fromarray(frame))["pixel_values"][0]
+    )
+    if all((side - 32) % 4 != 3 for side in whole.shape[1:]):
+        torch.testing.assert_close(got, theirs, rtol=0, atol=1e-5)
+    else:
+        up = [int((side - 32) % 4 == 3) for side in whole.shape[1:]]
+        ours = got[:, : 32 - up[0], : 32 - up[1]]
+        torch.testing.assert_close(ours, theirs[:, up[0] :, up[1] :], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(size=(32, 32), resize_size=(40, 40)),
+        Recipe(size=(32, 32), resize="squash", resize_size=(40, 36)),
+    ],
+)
+def test_a_margin_around_the_crop_survives_every_format_that_knows_it(
+    recipe: Recipe, make_model: Make, tmp_path: Path, pictures: list[Image.Image]
+) -> None:
+    plain = make_model()
+    made = {"config": plain.config, "tokenizer": plain.tokenizer, "device": "cpu"}
+    model = Model(plain.module, recipe=recipe, **made)  # type: ignore[arg-type]
+    assert model.recipe.resize_size == recipe.resize_size
+    assert model.recipe.hash != plain.recipe.hash
+    for folder in (export(model, tmp_path / "hf", "hf"), model.save(tmp_path / "native")):
+        again = load(folder, device="cpu")
+        assert again.recipe == model.recipe
+        np.testing.assert_array_equal(again.embed_pictures(pictures), model.embed_pictures(pictures))
+    assert np.abs(model.embed_pictures(pictures) - plain.embed_pictures(pictures)).max() > 1e-3
+    processor = transformers.CLIPImageProcessorPil.from_pretrained(tmp_path / "hf")
+    theirs = torch.as_tensor(np.stack(processor(pictures)["pixel_values"]))
+    torch.testing.assert_close(model.preprocess.pictures(pictures), theirs, rtol=0, atol=1e-5)
+    with pytest.raises(Refusal, match=r"one size for both\. Export it with --format hf"):
+        export(model, tmp_path / "openclip", "openclip")
+    uneven = Model(plain.module, recipe=Recipe(size=(32, 32), resize_size=(40, 36)), **made)  # type: ignore[arg-type]
+    with pytest.raises(Refusal, match="one short side"):
+        export(uneven, tmp_path / "uneven", "hf")
 
 
 def test_describe_says_what_a_checkpoint_is(toy_tokenizer: Tokenizer, tmp_path: Path) -> None:

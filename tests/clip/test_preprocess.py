@@ -70,6 +70,8 @@ def test_any_size_comes_out_as_the_recipe_says(h: int, w: int, rows: int, column
         Recipe(size=(rows, rows)),
         Recipe(size=(rows, columns)),
         Recipe(size=(rows, columns), resize="squash", crop="none"),
+        Recipe(size=(rows, columns), resize_size=(rows + 5, columns + 3)),
+        Recipe(size=(rows, columns), resize="squash", resize_size=(rows + 3, columns)),
     ):
         prepare = Preprocess(recipe)
         grey = (77 / 255 - torch.tensor(recipe.mean)) / torch.tensor(recipe.std)
@@ -134,3 +136,18 @@ def test_a_recipe_without_one_size_is_refused() -> None:
     with pytest.raises(CheckpointError, match="does not crop"):
         Preprocess(Recipe(resize="shortest", crop="none"))
     assert Preprocess(Recipe(size=(224, 336))).decode_hint == 336
+    assert Preprocess(Recipe(size=(224, 224), resize_size=(256, 256))).decode_hint == 256
+    with pytest.raises(CheckpointError, match=r"scales to \(256, 256\) and does not crop"):
+        Preprocess(Recipe(resize="squash", crop="none", resize_size=(256, 256)))
+    with pytest.raises(CheckpointError, match=r"scales to \(224, 200\), which is too small"):
+        Preprocess(Recipe(resize="squash", resize_size=(224, 200)))
+
+
+def test_recipes_of_before_keep_their_hash() -> None:
+    """Indexes carry these hashes: a new field must not change them."""
+    assert Recipe().hash == "47703c637561ec51"
+    assert Recipe(size=(32, 40), resize="squash", crop="none").hash == "e919b0980aa18fc3"
+    wide = Recipe(resize_size=(256, 256))
+    assert wide.hash != Recipe().hash
+    assert Recipe.from_json(json.loads(json.dumps(wide.to_json()))) == wide
+    assert Recipe.from_json(json.loads(json.dumps(Recipe().to_json()))) == Recipe()

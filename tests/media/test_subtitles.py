@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moviola.media import Subtitle, Video, read_subtitles, write_video
-from moviola.media.subtitles import parse_subtitles, plain
+from moviola.media.subtitles import parse_subtitles, plain, sidecar_marks
 from moviola.media.writer import without_overlap
 from moviola.types import MediaError, TimeSpan
 
@@ -112,6 +113,34 @@ def test_sidecars(make_video: MakeVideo, tmp_path: Path) -> None:
     (tmp_path / "my film.srt").write_text("")
     with pytest.raises(MediaError, match="empty"):
         video.subtitles()
+
+
+def test_marks_change_with_the_files_beside_a_video(tmp_path: Path) -> None:
+    video, other = tmp_path / "f.g.mp4", tmp_path / "f.mp4"
+
+    def marks() -> tuple[str, str]:
+        found = sidecar_marks([video, other])
+        return found[video], found[other]
+
+    assert marks() == ("", "")
+    assert sidecar_marks([tmp_path / "none" / "f.mp4"]) == {tmp_path / "none" / "f.mp4": ""}
+    seen = set()
+    for name in ("f.g.srt", "f.g.de.srt", "f.g.en.forced.vtt"):
+        (tmp_path / name).write_text("x")
+        seen.add(marks()[0])
+    (tmp_path / "f.g.srt").write_text("yy")
+    seen.add(marks()[0])
+    os.utime(tmp_path / "f.g.srt", ns=(5, 5))
+    seen.add(marks()[0])
+    (tmp_path / "f.g.de.srt").rename(tmp_path / "f.g.fr.srt")
+    seen.add(marks()[0])
+    assert len(seen) == 6
+    assert "" not in seen
+    # "f.g.srt" does not belong to f.mp4, since "g" is no language; "f.fr.srt" does
+    assert marks()[1] == ""
+    (tmp_path / "f.fr.srt").write_text("x")
+    assert marks()[1] != ""
+    assert marks()[0] in seen
 
 
 def test_embedded_round_trip(tmp_path: Path) -> None:

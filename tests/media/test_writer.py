@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
-from moviola.media import Video, VideoWriter, cut, write_video
+from moviola.media import Subtitle, Video, VideoWriter, cut, subtitles, write_video
+from moviola.media.writer import _ASS_HEADER
 from moviola.types import MediaError, TimeSpan, UsageError
 
 from .conftest import MakeVideo, numbered, numbers_of
@@ -178,6 +180,96 @@ def test_cut_at_the_edges(make_video: MakeVideo, tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="no such file"):
         cut(tmp_path / "none.mp4", TimeSpan(0, 1), tmp_path / "no.mp4")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one.mp4", "rest.mp4", "s.mp4"]
+
+
+CUES = [
+    Subtitle(TimeSpan(0.2, 0.5), "too early", "eng"),
+    Subtitle(TimeSpan(0.5, 1.5), "reaches in", "eng"),
+    Subtitle(TimeSpan(1.75, 2.0), "ins Bild\nzwei Zeilen", "deu"),
+    Subtitle(TimeSpan(2.5, 3.5), "reaches out", "eng"),
+    Subtitle(TimeSpan(3.0, 3.8), "zu spät", "deu"),
+]
+KEPT = [
+    Subtitle(TimeSpan(0.0, 0.5), "reaches in", "eng"),
+    Subtitle(TimeSpan(0.75, 1.0), "ins Bild\nzwei Zeilen", "deu"),
+    Subtitle(TimeSpan(1.5, 2.0), "reaches out", "eng"),
+]
+
+
+def as_mkv(source: Path, cues: list[Subtitle], path: Path) -> Path:
+    """The pictures of `source` with each language's cues as a SubRip track of Matroska."""
+    with av.open(str(source)) as given, av.open(str(path), "w") as made:
+        video = made.add_stream_from_template(given.streams.video[0])
+        tracks = {}
+        for cue in cues:
+            if cue.language not in tracks:
+                tracks[cue.language] = made.add_stream("subrip")
+                tracks[cue.language].metadata["language"] = cue.language
+                tracks[cue.language].codec_context.subtitle_header = _ASS_HEADER
+        packets = []
+        for packet in given.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = video
+                packets.append((float(packet.dts * packet.time_base), packet))
+        for cue in cues:
+            packet = av.Packet(cue.text.encode())
+            packet.stream, packet.time_base = tracks[cue.language], Fraction(1, 1000)
+            packet.pts = packet.dts = round(cue.span.start * 1000)
+            packet.duration = round(cue.span.duration * 1000)
+            packets.append((cue.span.start, packet))
+        for _, packet in sorted(packets, key=lambda one: one[0]):
+            made.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_cut_carries_the_text_of_its_range(tmp_path: Path, ending: str) -> None:
+    frames = [numbered(n) for n in range(100)]
+    source = write_video(tmp_path / "s.mp4", frames, 25, subtitles=CUES)
+    if ending == "mkv":
+        source = as_mkv(source, CUES, tmp_path / "s.mkv")
+    assert Video(source).subtitles() == CUES
+    part = cut(source, TimeSpan(1.0, 3.0), tmp_path / "part.mp4")
+    found = Video(part)
+    assert found.subtitles() == KEPT
+    assert sorted(one.language or "" for one in found.streams if one.kind == "subtitle") == ["deu", "eng"]
+    assert found.duration == pytest.approx(2.0, abs=0.02)
+    # where nothing is said there is no text track
+    silent = cut(source, TimeSpan(2.08, 2.4), tmp_path / "silent.mp4")
+    assert [one.kind for one in Video(silent).streams] == ["video"]
+    # a single frame keeps what is said over it
+    one = Video(cut(source, TimeSpan(2.0, 2.0), tmp_path / "one.mp4"))
+    assert one.subtitles() == []
+    one = Video(cut(source, TimeSpan(1.8, 1.8), tmp_path / "two.mp4"))
+    assert [cue.text for cue in one.subtitles()] == ["ins Bild\nzwei Zeilen"]
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_text_of_a_late_range_is_read_without_reading_the_rest(
+    tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cues = [Subtitle(TimeSpan(t, t + 1.0), f"at {t}", "eng") for t in range(0, 600, 3)]
+    cues.append(Subtitle(TimeSpan(310.5, 402.0), "a long one", "deu"))
+    cues.sort(key=lambda cue: cue.span)
+    frames = (numbered(n % 100) for n in range(1200))
+    source = write_video(tmp_path / "s.mp4", frames, 2, subtitles=cues)
+    if ending == "mkv":
+        source = as_mkv(source, cues, tmp_path / "s.mkv")
+    seen: list[float] = []
+    plain = subtitles._packets
+
+    def watched(container: object, streams: list) -> Iterator:
+        for packet in plain(container, streams):
+            if packet.pts is not None:
+                seen.append(float(packet.pts * packet.time_base))
+            yield packet
+
+    monkeypatch.setattr(subtitles, "_packets", watched)
+    found = subtitles.embedded_subtitles(source, TimeSpan(400.0, 406.5))
+    assert [cue.text for cue in found] == ["a long one", "at 402", "at 405"]
+    # .mp4 fills the time before a track's first cue with an empty one, which is met as well
+    assert sum(time < 200 for time in seen) <= 1
+    assert max(seen) < 440
 
 
 def test_cut_of_real_video(shared_dir: Path, tmp_path: Path) -> None:

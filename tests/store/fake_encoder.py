@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from moviola.clip.preprocess import Preprocess
 from moviola.types import FrameSpec, Recipe, Refusal, UsageError
 
 COLOURS = {
@@ -51,6 +52,7 @@ class ColourModel:
         )
         self.frame_spec = spec or FrameSpec()
         self.recipe = Recipe(size=(size, size), sampler=self.frame_spec, context_length=8)
+        self.preprocess = Preprocess(self.recipe)
         self.delay = delay
         self.frames_seen = 0
         self._palette_CD = np.array(list(COLOURS.values()), dtype=np.float32)

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from moviola.store import writer as writer_module
-from moviola.store.format import MANIFEST, ModelCard, Sampling, read_manifest
+from moviola.store.format import FORMAT, MANIFEST, ModelCard, Sampling, open_segment, read_manifest
 from moviola.store.index import Index
 from moviola.store.writer import Writer
 from moviola.types import StoreError
@@ -98,6 +99,56 @@ def test_a_changed_file_replaces_its_rows_in_one_step(tmp_path: Path) -> None:
     index = Index(folder)
     assert (index.files[0].status, index.files[0].units, index.files[0].done_until) == ("done", 2, 1.0)
     assert len(index.units) == 5
+
+
+def test_texts_are_replaced_in_one_step_and_units_stay(tmp_path: Path) -> None:
+    with Writer(tmp_path / "i", CARD, SAMPLING) as writer:
+        add(writer, b"/a", 4, texts=3)
+        add(writer, b"/b", 4, texts=2)
+        writer.commit()
+        reader = Index(tmp_path / "i")
+        writer.begin_texts(b"/a", sidecars="m")
+        writer.add_texts(b"/a", [(0.0, 1.0, "anew")], "subtitle")
+        before = Index(tmp_path / "i")
+        assert [t.text for t in before.texts if t.file == 0] == ["line 0", "line 1", "line 2"]
+        writer.commit()
+    after = Index(tmp_path / "i")
+    texts = [(t.file, t.text) for t in after.texts]
+    assert texts == [(0, "anew"), (1, "line 0"), (1, "line 1")]
+    assert rows(after) == rows(reader)
+    assert len(rows(after)) == 8
+    assert (after.files[0].sidecars, after.files[1].sidecars) == ("m", None)
+    with Writer(tmp_path / "i", CARD, SAMPLING) as writer:
+        writer.tidy()
+        assert sum(segment.rows for segment in writer.manifest.texts) == 3  # the old ones are dropped
+        assert sum(segment.rows for segment in writer.manifest.units) == 8
+        # a new pass over the file takes its texts along
+        add(writer, b"/a", 2, texts=1)
+        writer.commit()
+    last = Index(tmp_path / "i")
+    assert [(t.file, t.text) for t in last.texts] == [(0, "line 0"), (1, "line 0"), (1, "line 1")]
+
+
+def test_an_index_of_format_1_is_read_and_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "i"
+    with Writer(folder, CARD, SAMPLING) as writer:
+        add(writer, b"/a", 4, texts=3)
+        writer.commit()
+    data = json.loads((folder / MANIFEST).read_text())
+    del data["model"]["tokenizer"]
+    (folder / MANIFEST).write_text(json.dumps({**data, "format": 1}))
+    old = open_segment(folder, data["files"]).drop_columns(["text_take", "sidecars"])
+    with pa.OSFile(str(folder / data["files"]), "wb") as file, pa.ipc.new_file(file, old.schema) as out:
+        out.write_table(old)
+    index = Index(folder)
+    assert (index.files[0].text_take, index.files[0].sidecars) == (None, None)
+    assert index.manifest.model == CARD
+    assert len(index.texts) == 3
+    with Writer(folder, CARD, SAMPLING) as writer:
+        add(writer, b"/b", 2, texts=1)
+        writer.commit()
+    assert json.loads((folder / MANIFEST).read_text())["format"] == FORMAT
+    assert [len(Index(folder).texts), len(Index(folder).units)] == [4, 6]
 
 
 def test_failed_files_have_no_rows_and_keep_their_reason(tmp_path: Path) -> None:
@@ -219,9 +270,10 @@ def test_newer_format_and_damaged_manifests_are_told_apart(tmp_path: Path) -> No
         writer.commit()
     good = (folder / MANIFEST).read_text()
     data = json.loads(good)
-    (folder / MANIFEST).write_text(json.dumps({**data, "format": 2, "made_by": "moviola 9"}))
+    (folder / MANIFEST).write_text(json.dumps({**data, "format": FORMAT + 1, "made_by": "moviola 9"}))
     for opener in (Index, lambda f: Writer(f, CARD, SAMPLING)):
-        with pytest.raises(StoreError, match=r"format 2.*up to 1.*moviola 9.*pip install -U moviola"):
+        says = rf"format {FORMAT + 1}.*up to {FORMAT}.*moviola 9.*pip install -U moviola"
+        with pytest.raises(StoreError, match=says):
             opener(folder)
     for text in ("", "[]", "{}", '{"format": 1}', good[:100]):
         (folder / MANIFEST).write_text(text)

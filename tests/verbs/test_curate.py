@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +19,11 @@ import pytest
 
 from moviola.data.hashing import hash_strings
 from moviola.data.matching import Matcher
-from moviola.data.pairs import PairError
+from moviola.data.pairs import OutputError, PairError
 from moviola.systems.curation import metaclip
 from moviola.types import MoviolaError, UsageError
-from moviola.verbs.curate import count_pool, curate, plan
+from moviola.verbs.curate import count_pool, curate
+from moviola.verbs.curate_plan import plan
 
 WORDS = [f"w{n}" for n in range(120)]
 METADATA = [*WORDS[:70], "w0 w1", "w3 w2", "never seen"]
@@ -313,3 +315,184 @@ def test_rows_without_an_id_are_drawn_by_their_place(tmp_path):
         files = sorted((made.folder / "pairs").iterdir())
         sizes.append(pa.concat_tables([pq.read_table(f) for f in files]).combine_chunks())
     assert sizes[0].equals(sizes[1])
+
+
+def test_every_stage_comes_to_its_end_on_the_screen(tmp_path):
+    last = {}
+    curate(
+        parts_of(pool(300), tmp_path / "in", 2), metadata=METADATA, to=tmp_path / "out", threshold=20,
+        on_progress=lambda done, total, stage: last.update({stage: (done, total)}),
+    )  # fmt: skip
+    assert {"matching", "looking for duplicates", "counting", "writing"} <= set(last)
+    assert all(done == total for done, total in last.values())
+
+
+def test_a_corrupt_first_file_is_left_out_like_any_other(tmp_path):
+    folder = parts_of(pool(600), tmp_path / "in", 2)
+    (folder / "a.parquet").write_bytes(b"PAR1")
+    made = curate(folder, metadata=METADATA, to=tmp_path / "out", threshold=THRESHOLD)
+    assert kept(made.folder).equals(expected(pool(600)))
+    assert "a.parquet" in made.failed[0]
+    with pytest.raises(PairError, match=r"a\.parquet"):
+        curate(folder, metadata=METADATA, to=tmp_path / "strict", strict=True)
+
+
+def test_an_output_among_the_pairs_is_refused(tmp_path):
+    folder = parts_of(pool(60), tmp_path / "in", 1)
+    for source in (folder, folder.parent, f"{folder}/**/*.parquet"):
+        with pytest.raises(UsageError, match="lies among the pairs"):
+            curate(source, metadata=METADATA, to=folder / "out")
+    curate(f"{folder}/*.parquet", metadata=METADATA, to=folder / "out")  # this one never looks into it
+    (folder / "left.partial").mkdir()
+    (folder / "left.partial" / "x.parquet").write_bytes(b"")
+    with pytest.raises(UsageError, match="lies among the pairs"):
+        curate(f"{folder}/*", metadata=METADATA, to=folder / "left")
+
+
+def test_an_output_that_cannot_be_made(tmp_path):
+    folder = parts_of(pool(60), tmp_path / "in", 1)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="link exists already"):
+        curate(folder, metadata=METADATA, to=tmp_path / "link")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"file/out could not be written \(Not a directory\)"):
+        curate(folder, metadata=METADATA, to=tmp_path / "file" / "out")
+    (tmp_path / "mine.partial").mkdir()
+    (tmp_path / "mine.partial" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is no unfinished run"):
+        curate(folder, metadata=METADATA, to=tmp_path / "mine")
+    assert [f.name for f in (tmp_path / "mine.partial").iterdir()] == ["notes.txt"]
+
+
+def test_an_output_that_appears_meanwhile_is_not_touched(tmp_path):
+    folder = parts_of(pool(60), tmp_path / "in", 1)
+
+    def appear(done, total, stage):
+        if stage == "writing":
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "notes.txt").write_text("mine")
+
+    with pytest.raises(OutputError, match="out could not be written"):
+        curate(folder, metadata=METADATA, to=tmp_path / "out", on_progress=appear)
+    assert [f.name for f in (tmp_path / "out").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("stage", ["matching", "drawing"])
+def test_a_file_that_changes_meanwhile_stops_the_run(tmp_path, stage):
+    """With as many rows as before, only its time and size can tell."""
+    folder = parts_of(pool(300), tmp_path / "in", 2)
+
+    def change(done, total, present):
+        if (present, done) == (stage, total):
+            table = pq.read_table(folder / "part1.parquet")
+            pq.write_table(table.take(list(range(table.num_rows))[::-1]), folder / "part1.parquet")
+
+    with pytest.raises(UsageError, match=r"part1\.parquet changed during the run"):
+        curate(folder, metadata=METADATA, to=tmp_path / "out", threshold=5, on_progress=change)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_a_set_that_was_curated_before_is_refused_at_once(tmp_path, ending):
+    folder = parts_of(pool(60), tmp_path / "in", 1)
+    rows = {"id": ["x"], "caption": ["w0"], "matched_entries": [[0]]}
+    if ending == "parquet":
+        pq.write_table(pa.table(rows), folder / "again.parquet")
+    else:
+        (folder / "again.jsonl").write_text(json.dumps({k: v[0] for k, v in rows.items()}) + "\n")
+    made = curate(folder, metadata=METADATA, to=tmp_path / "out")
+    assert "already has the column 'matched_entries'" in made.failed[0]
+    with pytest.raises(PairError, match="already has the column 'matched_entries'"):
+        curate(folder / f"again.{ending}", metadata=METADATA, to=tmp_path / "again")
+    assert count_pool(folder, metadata=METADATA, to=tmp_path / "counted").failed == ()
+
+
+def test_several_lists_need_a_language_column_and_english(tmp_path):
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for name, entry in (("zh", "犬"), ("other", "dog")):
+        (lists / f"{name}.txt").write_text(f"{entry}\n")
+    rows = {"id": ["1", "2"], "text": ["犬", "dog"], "language": ["zh", "fr"]}
+    folder = parts_of(pa.table(rows), tmp_path / "in", 1)
+    bare = parts_of(pa.table(rows).drop_columns(["language"]), tmp_path / "bare", 1)
+    with pytest.raises(UsageError, match="lists has no list en"):
+        curate(folder, metadata=lists, to=tmp_path / "out")
+    (lists / "en.txt").write_text("zebra\n")
+    with pytest.raises(UsageError, match="no column that names itself a language"):
+        curate(bare, metadata=lists, to=tmp_path / "out")
+    with pytest.raises(UsageError, match="No text holds an entry of the list en"):
+        curate(folder, metadata=lists, to=tmp_path / "out")
+    made = curate(folder, metadata=lists, to=tmp_path / "out", tail_share=0.5)  # what its hint says
+    assert kept(made.folder).num_rows == 2
+
+
+def test_another_threshold_goes_on_from_an_unfinished_run(tmp_path):
+    folder = parts_of(pool(900), tmp_path / "in", 3)
+    for stop in ("drawing", "writing"):
+
+        def halt(done, total, stage, stop=stop):
+            if stage == stop and done == 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            curate(folder, metadata=METADATA, to=tmp_path / "out", threshold=500, on_progress=halt)
+    seen = set()
+    made = curate(
+        folder, metadata=METADATA, to=tmp_path / "out", threshold=THRESHOLD,
+        on_progress=lambda done, total, stage: seen.add(stage),
+    )  # fmt: skip
+    assert kept(made.folder).equals(expected(pool(900)))
+    assert "counting" not in seen
+    clean = curate(folder, metadata=METADATA, to=tmp_path / "clean", threshold=THRESHOLD)
+    for file in (clean.folder / "pairs").iterdir():
+        assert file.read_bytes() == (made.folder / "pairs" / file.name).read_bytes()
+    assert (clean.folder / "counts.parquet").read_bytes() == (made.folder / "counts.parquet").read_bytes()
+
+
+def test_a_run_beside_another_is_told_so_whatever_its_settings(tmp_path):
+    folder = parts_of(pool(90), tmp_path / "in", 1)
+    told = []
+
+    def second(done, total, stage):
+        if stage == "matching":
+            with pytest.raises(UsageError, match="Another run is writing") as error:
+                curate(folder, metadata=METADATA, to=tmp_path / "out", seed=7)
+            told.append(error)
+
+    curate(folder, metadata=METADATA, to=tmp_path / "out", on_progress=second)
+    assert told
+
+
+def test_counts_may_be_named_by_their_folder(tmp_path):
+    folder = parts_of(pool(300), tmp_path / "in", 1)
+    counted = count_pool(folder, metadata=METADATA, to=tmp_path / "counts").folder
+    given = curate(folder, metadata=METADATA, to=tmp_path / "out", threshold=20, counts=counted)
+    assert kept(given.folder).equals(expected(pool(300), 20))
+    for missing in (tmp_path / "nowhere", folder):
+        with pytest.raises(UsageError, match="does not exist"):
+            plan(missing)
+
+
+def test_runs_of_one_process_into_one_folder_do_not_mix(tmp_path):
+    """What a worker keeps open for the next piece must not reach the next run."""
+    folder = parts_of(pool(300), tmp_path / "in", 2)
+    runs = [(METADATA, 20), (METADATA, 5), (METADATA[::-1], 5)]
+
+    def made(metadata, threshold, name):
+        out = curate(folder, metadata=metadata, to=tmp_path / name, threshold=threshold).folder
+        return kept(out), pq.read_table(out / "counts.parquet")
+
+    wanted = [made(*run, f"out{n}") for n, run in enumerate(runs)]
+    for run, both in zip(runs, wanted, strict=True):  # one after the other, nothing in between
+        assert made(*run, "out") == both
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_names_that_are_no_utf8_are_refused_before_the_work(tmp_path):
+    folder = parts_of(pool(30), tmp_path / "in", 1)
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        curate(folder, metadata=METADATA, to=tmp_path / os.fsdecode(b"o\xff"))
+    (folder / "part0.parquet").rename(folder / os.fsdecode(b"p\xff.parquet"))
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        curate(folder, metadata=METADATA, to=tmp_path / "out")
+    assert not list(tmp_path.glob("o*"))

@@ -14,7 +14,6 @@ from moviola.store.index import Index
 from moviola.types import FrameSpec, Refusal, StoreError, UsageError
 from moviola.verbs.index import (
     NothingIndexed,
-    Progress,
     index,
     index_list,
     index_remove,
@@ -91,6 +90,73 @@ def test_changed_files_are_done_again_and_vanished_ones_go(media: Path, tmp_path
     assert rows(tmp_path / "i") == [*WHOLE[:7], ("p.png", 0), ("q.png", 0)]
     opened = Index(tmp_path / "i")
     assert opened.vectors(np.array([7]))[0].argmax() == list(COLOURS).index("blue")
+
+
+def test_subtitles_beside_an_unchanged_video_are_noticed(media: Path, tmp_path: Path) -> None:
+    def texts() -> set[tuple[str, str]]:
+        opened = Index(tmp_path / "i")
+        return {(name_of(opened.files[t.file].file), t.text) for t in opened.texts if t.source == "subtitle"}
+
+    def run() -> tuple[int, int, int, int]:
+        model = ColourModel()
+        report = index(media, tmp_path / "i", model=model)
+        assert model.frames_seen == (0 if report.texts or not report.new else 13)
+        assert rows(tmp_path / "i") == WHOLE
+        names = [t.text for t in Index(tmp_path / "i").texts if t.source == "name"]
+        assert sorted(names) == ["a.mp4", "b.mp4", "p.png"]
+        return report.new, report.changed, report.texts, report.unchanged
+
+    cue = "1\n00:00:0{},000 --> 00:00:04,000\n{}\n"
+    assert run() == (3, 0, 0, 0)
+    assert texts() == {("a.mp4", "Hello there")}
+    # added beside one video, changed beside the other
+    (media / "b.en.srt").write_text(cue.format(1, "added"))
+    (media / "a.srt").unlink()  # a link to a file that other tests read
+    (media / "a.srt").write_text(cue.format(1, "changed"))
+    assert run() == (0, 0, 2, 1)
+    assert texts() == {("a.mp4", "changed"), ("b.mp4", "added")}
+    assert run() == (0, 0, 0, 3)
+    # the same size, another time of change
+    (media / "a.srt").write_text(cue.format(1, "CHANGED"))
+    os.utime(media / "a.srt", ns=(1, 1))
+    assert run() == (0, 0, 1, 2)
+    assert texts() == {("a.mp4", "CHANGED"), ("b.mp4", "added")}
+    # removed, and one that cannot be read: told once, the frames stay
+    (media / "a.srt").unlink()
+    (media / "b.en.srt").write_text("")
+    report = index(media, tmp_path / "i", model=ColourModel())
+    assert (report.texts, report.done, report.ok) == (2, 0, False)
+    assert "subtitles were passed over" in report.damaged[0][1]
+    assert "2 with other subtitles than before" in report.summary()
+    assert texts() == set()
+    assert rows(tmp_path / "i") == WHOLE
+    assert run() == (0, 0, 0, 3)
+
+
+def test_a_video_cut_short_takes_the_subtitles_of_today(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moviola.verbs import index as verb
+
+    class Stops(ColourModel):
+        def embed_frames(self, frames_THWC: np.ndarray, **kwargs: object) -> np.ndarray:
+            if self.frames_seen >= 8:
+                raise SystemExit("killed")
+            return super().embed_frames(frames_THWC, **kwargs)  # type: ignore[arg-type]
+
+    video = make_video(tmp_path / "v.mp4", [("red", 10), ("blue", 10)], rate=4, subtitles=[(1, 2, "before")])
+    monkeypatch.setattr(verb, "COMMIT_SECONDS", 0.0)
+    with pytest.raises(SystemExit):
+        index(video, tmp_path / "i", model=Stops(), batch_size=4)
+    assert Index(tmp_path / "i").files[0].status == "partial"
+    (tmp_path / "v.srt").write_text("1\n00:00:03,000 --> 00:00:04,000\ntoday\n")
+    model = ColourModel()
+    report = index(video, tmp_path / "i", model=model, batch_size=4)
+    assert (report.resumed, model.frames_seen) == (1, 12)
+    opened = Index(tmp_path / "i")
+    assert sorted(t.text for t in opened.texts) == ["today", "v.mp4"]
+    assert opened.units.start_N.tolist() == [float(t) for t in range(20)]
+    assert index(video, tmp_path / "i", model=ColourModel()).unchanged == 1
 
 
 def test_files_from_elsewhere_stay_and_a_missing_folder_removes_nothing(media: Path, tmp_path: Path) -> None:
@@ -279,13 +345,23 @@ def test_vectors_that_are_not_numbers_fail_the_file_only(media: Path, tmp_path: 
     assert rows(tmp_path / "i") == [row for row in WHOLE if row[0] != "b.mp4"]
 
 
-def test_progress_ends_at_one(media: Path, tmp_path: Path) -> None:
-    seen: list[Progress] = []
-    index(media, tmp_path / "i", model=ColourModel(), on_progress=seen.append)
-    assert seen
-    assert [one.fraction for one in seen] == sorted(one.fraction for one in seen)
-    assert seen[-1].files_total == 3
-    assert seen[-1].seconds == pytest.approx(12, abs=2.5)
+def test_progress_rises_to_the_number_of_files(media: Path, tmp_path: Path) -> None:
+    seen: list[tuple[float, float | None, str]] = []
+
+    def told(done: float, total: float | None, note: str = "") -> None:
+        seen.append((done, total, note))
+
+    index(media, tmp_path / "i", model=ColourModel(), on_progress=told)
+    done = [one[0] for one in seen]
+    assert done == sorted(done)
+    first = [one for one, _, note in seen if note.startswith("a.mp4")]
+    assert len({*first}) > 2  # within the file too
+    assert (done[-1], {one[1] for one in seen}) == (3, {3})
+    assert seen[0][2].startswith("a.mp4")
+    assert "x real time" in seen[-1][2]
+    seen.clear()
+    index(media, tmp_path / "i", model=ColourModel(), on_progress=told)
+    assert seen == []
 
 
 def test_remove_list_and_stats(media: Path, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +15,7 @@ from moviola.clip.config import ClipConfig, TextConfig, VitConfig
 from moviola.clip.loaded import Model
 from moviola.clip.model import CLIP
 from moviola.clip.tokenizer import Tokenizer
-from moviola.types import CheckpointError, Refusal, UsageError
+from moviola.types import CheckpointError, Refusal, StoreError, UsageError
 from moviola.verbs.load import as_model, load
 
 
@@ -88,13 +91,77 @@ def test_the_built_in_model_loads_offline():
     assert moviola.info()["hash"] == model.hash
 
 
-def test_an_openai_file_is_indexed_and_asked_with_its_tokenizer(tiny, tmp_path):
-    state = load(tiny, device="cpu").module.state_dict()
-    torch.save(state, tmp_path / "tiny.pt")
+@pytest.fixture
+def bare(tiny, tmp_path):
+    """An OpenAI .pt with its tokenizer elsewhere, and a picture."""
+    torch.save(load(tiny, device="cpu").module.state_dict(), tmp_path / "tiny.pt")
+    shutil.copyfile(tiny / "tokenizer.json", tmp_path / "words.json")
     Image.new("RGB", (64, 64), (200, 0, 0)).save(tmp_path / "red.png")
-    extra = {"tokenizer": tiny / "tokenizer.json", "device": "cpu"}
-    with pytest.warns(UserWarning, match="QuickGELU"):
-        report = moviola.index(tmp_path / "red.png", tmp_path / "i", model=tmp_path / "tiny.pt", **extra)
+    return tmp_path
+
+
+def manifest_of(folder):
+    return json.loads((folder / "i" / "moviola-index.json").read_text())
+
+
+@pytest.mark.filterwarnings("ignore:.*QuickGELU")
+def test_an_index_remembers_the_tokenizer_of_an_openai_file(bare, monkeypatch):
+    i, words = bare / "i", bare / "words.json"
+    monkeypatch.chdir(bare)
+    report = moviola.index("red.png", i, model="tiny.pt", device="cpu", tokenizer="words.json")
     assert report.new == 1
-    with pytest.warns(UserWarning, match="QuickGELU"):
-        assert len(moviola.search(tmp_path / "i", "a red circle", **extra)) == 1
+    card = manifest_of(bare)["model"]
+    assert card["tokenizer"] == str(words)
+    assert card["recipe"]["tokenizer"] == Tokenizer.from_file(words).hash
+    monkeypatch.chdir("/")
+    expected = moviola.search(i, "a red circle", device="cpu", tokenizer=words)
+    assert [m.score for m in moviola.search(i, "a red circle", device="cpu")] == [expected[0].score]
+    assert moviola.index(bare / "red.png", i, device="cpu").unchanged == 1  # needs no words
+    assert manifest_of(bare)["model"] == card
+    # the model's file was moved: named again, it still takes the index's tokenizer
+    (bare / "tiny.pt").rename(bare / "moved.pt")
+    again = moviola.search(i, "a red circle", device="cpu", model=bare / "moved.pt")
+    assert again[0].score == expected[0].score
+
+
+@pytest.mark.filterwarnings("ignore:.*QuickGELU")
+def test_a_tokenizer_that_is_gone_or_another_is_said(bare):
+    i, words = bare / "i", bare / "words.json"
+    moviola.index(bare / "red.png", i, model=bare / "tiny.pt", device="cpu", tokenizer=words)
+    other = Tokenizer.train(["some other words", "two dogs"], vocab_size=600)
+    other.save(bare)
+    good = words.read_bytes()
+    words.write_bytes((bare / "tokenizer.json").read_bytes())
+    with pytest.raises(
+        StoreError, match=r"words\.json has changed since.*expected [0-9a-f]{16}.*--tokenizer"
+    ):
+        moviola.search(i, "a red circle", device="cpu")
+    assert len(moviola.search(i, image=bare / "red.png", device="cpu")) == 1  # needs no words
+    with pytest.raises(StoreError, match=r"was made with the tokenizer.*words\.json.*the one given is"):
+        moviola.search(i, "a red circle", device="cpu", tokenizer=bare / "tokenizer.json")
+    with pytest.raises(StoreError, match="made with the model"):
+        moviola.index(bare / "red.png", i, device="cpu", tokenizer=bare / "tokenizer.json")
+    words.unlink()
+    with pytest.raises(StoreError, match=r"the tokenizer .*words\.json, which is gone.*--tokenizer FILE"):
+        moviola.search(i, "a red circle", device="cpu")
+    # named once to `index`, its new place is remembered
+    (bare / "place.json").write_bytes(good)
+    assert moviola.index(bare / "red.png", i, device="cpu", tokenizer=bare / "place.json").unchanged == 1
+    assert len(moviola.search(i, "a red circle", device="cpu")) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*QuickGELU")
+def test_manifests_of_before_and_indexes_without_a_tokenizer_can_be_asked(bare):
+    i, words = bare / "i", bare / "words.json"
+    moviola.index(bare / "red.png", i, model=bare / "tiny.pt", device="cpu", tokenizer=words)
+    old = manifest_of(bare)
+    del old["model"]["tokenizer"]
+    (i / "moviola-index.json").write_text(json.dumps({**old, "format": 1}))
+    assert len(moviola.search(i, "a red circle", device="cpu", tokenizer=words)) == 1
+    with pytest.raises(CheckpointError, match="came without a tokenizer"):
+        moviola.search(i, "a red circle", device="cpu")
+    shutil.rmtree(i)
+    moviola.index(bare / "red.png", i, model=bare / "tiny.pt", device="cpu")
+    assert len(moviola.search(i, "a red circle", device="cpu", tokenizer=words)) == 1
+    moviola.index(bare / "red.png", i, device="cpu", tokenizer=words)
+    assert len(moviola.search(i, "a red circle", device="cpu")) == 1

@@ -131,6 +131,8 @@ def test_bad_arguments(tmp_path, options, message):
 def test_zero_entries_and_a_list_that_exists_are_errors(sources, tmp_path):
     with pytest.raises(UsageError, match=r"(?s)No source gave an entry.*titles: 0 candidates"):
         build(tmp_path / "m.txt", views=sources["views"], rules=MetadataRules.of("en", title_views=1000))
+    with pytest.raises(UsageError, match=r"wordnet: 3 candidates, 1 already there, 2 over the limit"):
+        build(tmp_path / "m.txt", wordnet=sources["wordnet"], rules=MetadataRules.of("en", most=100))
     (tmp_path / "m.txt").write_text("mine\n")
     with pytest.raises(UsageError, match="--overwrite"):
         build(tmp_path / "m.txt", wordnet=sources["wordnet"])

@@ -16,7 +16,7 @@ from moviola.types import FrameSpec, Moment, Refusal, StoreError, TimeSpan, Usag
 from moviola.verbs.index import index
 from moviola.verbs.report import report
 from moviola.verbs.search import NothingFound, Results, clock, save_clips, search
-from tests.store.fake_encoder import ColourModel, make_picture, make_video
+from tests.store.fake_encoder import COLOURS, ColourModel, make_picture, make_video
 
 MODEL = ColourModel()
 
@@ -240,6 +240,23 @@ def test_clips_are_written_as_files(made: Path, tmp_path: Path) -> None:
     assert Image.open(paths[2]).size == (80, 60)
     with pytest.raises(NothingFound):
         save_clips([], tmp_path / "clips")
+
+
+def test_clips_keep_the_text_inside_their_video(tmp_path: Path) -> None:
+    from moviola.media import Subtitle, Video, write_video
+
+    frames = [np.full((48, 64, 3), COLOURS[c], np.uint8) for c in ("red", "green", "blue") for _ in range(40)]
+    cues = [Subtitle(TimeSpan(t, t + 1.0), f"second {t}") for t in range(12)]
+    (tmp_path / "media").mkdir()
+    write_video(tmp_path / "media" / "v.mp4", frames, 10, subtitles=cues)
+    index(tmp_path / "media", tmp_path / "i", model=MODEL)
+    results = search(tmp_path / "i", "green", model=MODEL, k=1)
+    span = results[0].span
+    (path,) = save_clips(results, tmp_path / "clips")
+    found = {cue.text: cue.span for cue in Video(path).subtitles()}
+    assert {f"second {t}" for t in (5, 6)} <= found.keys() < {f"second {t}" for t in range(12)}
+    assert found["second 5"].start == pytest.approx(5 - span.start, abs=0.01)
+    assert found["second 5"].end == pytest.approx(6 - span.start, abs=0.01)
 
 
 def test_clock() -> None:

@@ -26,7 +26,9 @@ def main() -> None:
     except OSError as error:
         _complain(f"{error.strerror or error}: {printable(error.filename or '')}".rstrip(": "), None)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code != 130:  # what Typer makes of Ctrl-C
+            raise
         _complain("Stopped. What was finished is kept; run the same command again to go on.", None)
         sys.exit(130)
 

@@ -86,7 +86,7 @@ def index_update(
     from moviola.verbs.index import NothingIndexed, index
 
     try:
-        with show.index_progress(quiet or json) as on_progress:
+        with show.progress(quiet or json, "indexing") as on_progress:
             report = index(
                 paths,
                 to,
@@ -391,7 +391,7 @@ def demo(
     """Index a few made videos and pictures (or your own), search them, and write an HTML report."""
     from moviola.verbs.demo import demo
 
-    with show.index_progress(json) as on_progress:
+    with show.progress(json, "indexing") as on_progress:
         made = demo(to, media=media, queries=query, model=model, on_progress=on_progress)
     if json:
         show.print_json(made.to_json())

@@ -12,7 +12,8 @@ from moviola.cli import show
 from moviola.types import printable
 
 if TYPE_CHECKING:
-    from moviola.verbs.curate import Curation, PlanRow
+    from moviola.verbs.curate import Curation
+    from moviola.verbs.curate_plan import PlanRow
 
 curate_app = typer.Typer(
     no_args_is_help=True,
@@ -171,7 +172,7 @@ def curate_plan(
     """
     from dataclasses import asdict
 
-    from moviola.verbs.curate import plan
+    from moviola.verbs.curate_plan import plan
 
     rows = plan(counts, thresholds=threshold or ())
     if json:

@@ -15,7 +15,6 @@ from rich.table import Table
 from moviola.types import Clip, printable
 
 if TYPE_CHECKING:
-    from moviola.verbs.index import Progress
     from moviola.verbs.search import Results
 
 out = Console(highlight=False, soft_wrap=True)
@@ -99,35 +98,6 @@ def _near(file: str) -> str:
         return min(file, os.path.relpath(file), key=len)
     except ValueError:  # another drive
         return file
-
-
-@contextmanager
-def index_progress(quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
-    """A bar with files, seconds of video a second and the time left, on stderr."""
-    if quiet or not err.is_terminal:
-        yield None
-        return
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("looking", total=1.0)
-
-        def update(progress: Progress) -> None:
-            speed = f"{progress.rate:.0f}x real time" if progress.seconds else ""
-            bar.update(
-                task,
-                completed=progress.fraction,
-                description=f"{progress.files_done}/{progress.files_total} files {speed}",
-            )
-
-        yield update
 
 
 @contextmanager

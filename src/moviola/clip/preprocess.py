@@ -4,11 +4,14 @@
 (the long side is rounded down), a centre crop whose offsets round halves to even, and only then the
 conversion to RGB, so alpha is weighed while scaling. One deliberate difference: palette and one-bit
 pictures are converted first, because Pillow can only scale those by picking the nearest pixel.
+(transformers rounds crop offsets down: where OpenAI's is n + 1/2 with n odd, its crop lies a pixel before.)
 
 `frames` is the fast path for video: a whole batch of uint8 frames scaled in torch. Measured against
 `picture` on noise and on smooth frames from 64 x 64 to 1080 x 1920: at most 2 grey levels apart in any
 pixel; on average 0.01 with bicubic, 0.05 with bilinear (tests/clip/test_preprocess.py holds it to that);
-5 to 10 times as fast. One grey level is 0.0142 to 0.0150 after OpenAI's normalisation.
+5 to 10 times as fast. One grey level is 0.0142 to 0.0150 after OpenAI's normalisation. Frames about twice
+as tall as wide, or more, are further apart (noise scaled to 32: up to 12 levels, 0.3 on average), because
+Pillow 13 then scales rows before columns and torch does not.
 
 Axis letters: N pictures, T frames, C channels, H height, W width.
 """
@@ -38,6 +41,15 @@ class Preprocess:
                 "The recipe scales the short side and does not crop: pictures would differ in size, "
                 "and the tower takes one size only."
             )
+        self._target = recipe.resize_size or recipe.size
+        if recipe.crop == "none" and self._target != recipe.size:
+            raise CheckpointError(
+                f"The recipe scales to {self._target} and does not crop, but the tower takes {recipe.size}."
+            )
+        if self._target[0] < recipe.size[0] or self._target[1] < recipe.size[1]:
+            raise CheckpointError(
+                f"The recipe scales to {self._target}, which is too small to crop {recipe.size} from it."
+            )
         if recipe.interpolation not in _FILTERS:
             raise CheckpointError(
                 f"The recipe asks for {recipe.interpolation!r} interpolation; known are bicubic and bilinear."
@@ -51,7 +63,7 @@ class Preprocess:
     @property
     def decode_hint(self) -> int:
         """Short side, in pixels, that frames may be scaled to while they are decoded."""
-        return max(self.recipe.size)
+        return max(self._target)
 
     def picture(self, image: Image.Image) -> Tensor:
         """One picture, in any Pillow mode, to pixels_CHW (float32)."""
@@ -108,7 +120,7 @@ class Preprocess:
 
     def _scaled(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) after scaling and before the crop."""
-        rows, columns = self.recipe.size
+        rows, columns = self._target
         if self.recipe.resize == "squash":
             return rows, columns
         if rows == columns:  # integer arithmetic: no rounding error for any size

@@ -218,7 +218,7 @@ def _entry_column(schema: pa.Schema, column: str | None, path: Path) -> str:
         return strings[0]
     raise UsageError(
         f"{printable(path)}: no column is named {', '.join(ENTRY_COLUMNS)}. It has: {names}.",
-        hint="Name it with --column.",
+        hint=f"Rename it to {ENTRY_COLUMNS[0]}. (`moviola metadata check` takes --column.)",
     )
 
 

@@ -121,13 +121,18 @@ class LocalEngine:
             runs = [work / f"run-{number:05d}" for number in range(len(groups))]
             # another number of workers makes other groups: those receipts must not be taken for these
             key = fingerprint(request.parts, request.key, [len(group) for group in groups])
-            self.map(function, groups, runs, key=key, on_done=steps(progress, len(groups) + 1))
+            step = steps(progress, len(groups) + 1)
+            self.map(function, groups, runs, key=key, on_done=step)
             if size is None:
-                return request.finish(c.merge_all(runs, self.memory, request.what, work))
-            counts_S = np.zeros(size, np.int64)
-            for run in runs:
-                counts_S += np.load(run)
-            return request.finish_dense(counts_S)
+                rows = request.finish(c.merge_all(runs, self.memory, request.what, work))
+            else:
+                counts_S = np.zeros(size, np.int64)
+                for run in runs:
+                    counts_S += np.load(run)
+                rows = request.finish_dense(counts_S)
+            if step is not None:
+                step(len(groups), None)
+            return rows
 
     def join(
         self,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from moviola.media.batches import FrameBatch
     from moviola.media.files import PICTURES, VIDEOS, Found, media_kind, walk
     from moviola.media.pictures import jpeg, on_white, read_picture
-    from moviola.media.subtitles import Subtitle, read_subtitles
+    from moviola.media.subtitles import Subtitle, read_subtitles, sidecar_marks
     from moviola.media.video import StreamInfo, Video
     from moviola.media.writer import VideoWriter, cut, write_video
 
@@ -31,6 +31,7 @@ __all__ = [
     "on_white",
     "read_picture",
     "read_subtitles",
+    "sidecar_marks",
     "walk",
     "write_video",
 ]
@@ -39,7 +40,7 @@ _HOME = {
     "batches": ("FrameBatch",),
     "files": ("PICTURES", "VIDEOS", "Found", "media_kind", "walk"),
     "pictures": ("jpeg", "on_white", "read_picture"),
-    "subtitles": ("Subtitle", "read_subtitles"),
+    "subtitles": ("Subtitle", "read_subtitles", "sidecar_marks"),
     "video": ("StreamInfo", "Video"),
     "writer": ("VideoWriter", "cut", "write_video"),
 }

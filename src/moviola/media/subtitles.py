@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import html
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ _TIMES = re.compile(rf"^\s*{_STAMP}\s*-{{1,3}}>\s*{_STAMP}(?:\s.*)?$")
 _TAGS = re.compile(r"</?[a-zA-Z][^<>\n]*>|<\d[\d:.]*>|\{\\[^{}\n]*\}|\{/?[biuBIU]\}")
 _VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+[^>]*>")
 _MOST_BYTES = 64 << 20
+_SHOWN = 120.0  # seconds before a range in which a cue that reaches into it may begin
+_LATE = 10.0  # seconds by which text may lie behind the pictures in a file
 
 
 @dataclass(frozen=True)
@@ -133,26 +138,62 @@ def plain(text: str) -> str:
 
 def sidecars(path: Path) -> list[tuple[Path, str | None]]:
     """Subtitle files beside a video: `stem.srt`, `stem.vtt`, `stem.LANG.srt` ..., with the language."""
-    found: list[tuple[Path, str | None]] = []
+    return [(path.parent / name, language) for name, language in _beside(path, _texts_in(path.parent))]
+
+
+def sidecar_marks(paths: Iterable[Path]) -> dict[Path, str]:
+    """For each video 16 hex digits that change with its sidecar files, "" where it has none.
+
+    They cover the names, sizes and times of change; nothing is opened, and each folder is listed once.
+    """
+    folders: dict[Path, dict[str, list[str]]] = {}
+    marks = {}
+    for path in paths:
+        if path.parent not in folders:
+            folders[path.parent] = _texts_in(path.parent)
+        digest = hashlib.blake2b(digest_size=8)
+        seen = False
+        for name, _ in _beside(path, folders[path.parent]):
+            try:
+                found = (path.parent / name).stat()
+            except OSError:
+                continue  # gone since the folder was listed
+            digest.update(os.fsencode(name) + f"/{found.st_size}/{found.st_mtime_ns}/".encode())
+            seen = True
+        marks[path] = digest.hexdigest() if seen else ""
+    return marks
+
+
+def _texts_in(folder: Path) -> dict[str, list[str]]:
+    """The subtitle files of a folder, by every stem that their video may have."""
     try:
-        names = sorted(entry.name for entry in path.parent.iterdir())
+        names = sorted(entry.name for entry in folder.iterdir() if entry.name[-4:].lower() in _ENDINGS)
     except OSError:
-        return []
+        return {}
+    by_stem: dict[str, list[str]] = {}
     for name in names:
-        stem, ending = name[:-4], name[-4:].lower()
-        if ending not in _ENDINGS or name == path.name:
-            continue
-        if stem == path.stem:
-            found.append((path.parent / name, None))
-        elif stem.startswith(path.stem + "."):
-            tag = stem[len(path.stem) + 1 :]
-            if re.fullmatch(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8})*(?:\.(?:forced|sdh|cc))?", tag):
-                found.append((path.parent / name, tag.split(".")[0]))
-    return found
+        parts = name[:-4].split(".")
+        for tags in range(min(3, len(parts))):  # STEM, STEM.LANG, STEM.LANG.forced
+            by_stem.setdefault(".".join(parts[: len(parts) - tags]), []).append(name)
+    return by_stem
 
 
-def embedded_subtitles(path: Path) -> list[Subtitle]:
-    """The cues of every text track inside the file (SubRip, MP4 text, WebVTT, ASS); pictures are not text."""
+def _beside(path: Path, texts: dict[str, list[str]]) -> Iterator[tuple[str, str | None]]:
+    """The names among `texts` that belong to the video, with their language."""
+    for name in texts.get(path.stem, ()):
+        tag = name[len(path.stem) + 1 : -4]
+        if not tag:
+            yield name, None
+        elif re.fullmatch(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8})*(?:\.(?:forced|sdh|cc))?", tag):
+            yield name, tag.split(".")[0]
+
+
+def embedded_subtitles(path: Path, span: TimeSpan | None = None) -> list[Subtitle]:
+    """The cues of every text track inside the file (SubRip, MP4 text, WebVTT, ASS); pictures are not text.
+
+    With a `span` only those shown during it, with their own times. Then little more than the span is
+    read, so a cue that began more than two minutes before it may be missed.
+    """
     cues: list[Subtitle] = []
     with opened(path) as container:
         tracks = {one.index: one for one in container.streams.subtitles if one.codec_context is not None}
@@ -162,13 +203,15 @@ def embedded_subtitles(path: Path) -> list[Subtitle]:
             zero = float(origin(container, video_stream(container, path)))
         except MediaError:
             zero = 0.0
-        for packet in _packets(container, list(tracks.values())):
+        for packet in _packets_of(container, list(tracks.values()), span, zero):
             if packet.pts is None or not packet.size:
                 continue
             track = tracks[packet.stream_index]
             text = _packet_text(track, packet)
             start = float(packet.pts * packet.time_base) - zero
             end = start + float((packet.duration or 0) * packet.time_base)
+            if span is not None and not (start == span.start or (start < span.end and end > span.start)):
+                continue
             if text and end >= 0:
                 language = track.metadata.get("language")
                 cues.append(
@@ -176,6 +219,23 @@ def embedded_subtitles(path: Path) -> list[Subtitle]:
                 )
     cues.sort(key=lambda cue: cue.span)
     return cues
+
+
+def _packets_of(container: Any, tracks: list[Any], span: TimeSpan | None, zero: float) -> Iterator[Any]:
+    """The packets of some tracks; with a `span` those from `_SHOWN` before it to its end."""
+    if span is None:
+        yield from _packets(container, tracks)
+        return
+    if span.start > _SHOWN:
+        with contextlib.suppress(av.FFmpegError):  # one that cannot seek is read from its beginning
+            container.seek(int((span.start - _SHOWN + zero) * av.time_base))
+    wanted = {track.index for track in tracks}
+    # Text comes seldom: the packets of the pictures say how far the reading is.
+    for packet in _packets(container, [*tracks, *container.streams.video[:1]]):
+        if packet.dts is not None and float(packet.dts * packet.time_base) - zero > span.end + _LATE:
+            return
+        if packet.stream_index in wanted:
+            yield packet
 
 
 def _packets(container: Any, streams: list[Any]) -> Iterator[Any]:

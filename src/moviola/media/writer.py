@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +25,7 @@ from moviola.media.container import opened
 from moviola.media.decode import EPSILON, Reader, Scaler, no_frames
 from moviola.media.files import media_kind
 from moviola.media.sound import iter_sound, sound_frames, sound_stream
-from moviola.media.subtitles import Subtitle
+from moviola.media.subtitles import Subtitle, embedded_subtitles
 from moviola.types import MediaError, TimeSpan, UsageError
 
 _CLOCK = Fraction(1, 90000)
@@ -50,7 +51,8 @@ class VideoWriter:
 
     rate        frames per second; None where `write` is given times
     sound_rate  sampling rate of the samples to come, None for no sound; `channels` 1 or 2
-    subtitles   cues to put in a text track; where cues overlap, their texts are shown together
+    subtitles   cues to put in text tracks, one for each language; where cues of a track overlap,
+                their texts are shown together
     crf         quality of the encoder: lower is better and larger (18 looks like the source)
 
     Frames are (H, W, 3) uint8 RGB, all of one size; an odd height or width gets one more row or
@@ -82,7 +84,11 @@ class VideoWriter:
         self._rate = None if rate is None else Fraction(rate).limit_denominator(1001)
         self._codec, self._crf, self._preset = codec, crf, preset
         self._sound_rate, self._channels = sound_rate, channels
-        self._cues = without_overlap(subtitles or [])
+        languages = dict.fromkeys(cue.language for cue in subtitles or [])
+        self._cues = {
+            language: without_overlap([cue for cue in subtitles or [] if cue.language == language])
+            for language in languages
+        }
         self._reformatter = VideoReformatter()
         self._size: tuple[int, int] | None = None
         self._container: Any = None
@@ -217,19 +223,22 @@ class VideoWriter:
                 layout = "mono" if self._channels == 1 else "stereo"
                 self._audio = self._container.add_stream("aac", rate=rate, layout=layout)
                 self._audio.bit_rate = 96000 * self._channels
-            if self._cues:
-                self._text = self._container.add_stream("mov_text")
-                self._text.codec_context.subtitle_header = _ASS_HEADER
-                self._text.codec_context.time_base = self._text.time_base = Fraction(1, 1000)
-                languages = {cue.language for cue in self._cues}
-                if len(languages) == 1 and (language := languages.pop()):
-                    self._text.metadata["language"] = language
+            tracks = [(self._text_track(language), cues) for language, cues in self._cues.items() if cues]
             self._container.start_encoding()
-            for cue in self._cues:
-                self._container.mux(self._cue_packet(cue))
+            for track, cues in tracks:
+                for cue in cues:
+                    self._container.mux(_cue_packet(track, cue))
         except (av.FFmpegError, OSError, ValueError) as error:
             self.discard()
             raise self._failed(error) from error
+
+    def _text_track(self, language: str | None) -> Any:
+        track = self._container.add_stream("mov_text")
+        track.codec_context.subtitle_header = _ASS_HEADER
+        track.codec_context.time_base = track.time_base = Fraction(1, 1000)
+        if language:
+            track.metadata["language"] = language
+        return track
 
     def _put(self, image_HWC: np.ndarray, stamp: int) -> None:
         height, width = image_HWC.shape[:2]
@@ -269,14 +278,15 @@ class VideoWriter:
             self.discard()
             raise self._failed(error) from error
 
-    def _cue_packet(self, cue: Subtitle) -> Any:
-        raw = cue.text.encode("utf-8", "replace")[:65000]
-        packet = av.Packet(len(raw).to_bytes(2, "big") + raw)
-        packet.stream = self._text
-        packet.time_base = Fraction(1, 1000)
-        packet.pts = packet.dts = round(cue.span.start * 1000)
-        packet.duration = max(1, round(cue.span.end * 1000) - packet.pts)
-        return packet
+
+def _cue_packet(track: Any, cue: Subtitle) -> Any:
+    raw = cue.text.encode("utf-8", "replace")[:65000]
+    packet = av.Packet(len(raw).to_bytes(2, "big") + raw)
+    packet.stream = track
+    packet.time_base = Fraction(1, 1000)
+    packet.pts = packet.dts = round(cue.span.start * 1000)
+    packet.duration = max(1, round(cue.span.end * 1000) - packet.pts)
+    return packet
 
 
 def without_overlap(cues: Sequence[Subtitle]) -> list[Subtitle]:
@@ -351,7 +361,8 @@ def cut(path: str | Path, span: TimeSpan, to: str | Path, *, crf: int = 18) -> P
 
     Everything is encoded anew, so the range is exact: the first frame is the one on screen at
     `span.start`, the last goes at `span.end`. Rotation is applied, frame times are kept, sound
-    becomes mono or stereo AAC. A span of no length gives one frame. The span is cut at the video's end.
+    becomes mono or stereo AAC, text tracks inside the file are kept, a track for each language. A span of
+    no length gives one frame. The span is cut at the video's end.
     """
     path, to = Path(path), Path(to)
     if media_kind(path) == "picture":
@@ -375,7 +386,10 @@ def cut(path: str | Path, span: TimeSpan, to: str | Path, *, crf: int = 18) -> P
         sound: Iterator[np.ndarray] = iter(())
         if sound_rate is not None:
             sound = iter_sound(path, sound_rate, start=start, end=end, seconds=1.0, channels=channels)
-        with VideoWriter(to, None, sound_rate=sound_rate, channels=channels, crf=crf) as writer:
+        cues = _cues_of(path, TimeSpan(start, end))
+        with VideoWriter(
+            to, None, sound_rate=sound_rate, channels=channels, subtitles=cues, crf=crf
+        ) as writer:
             heard = start
             while True:
                 begin = max(here[0], start)
@@ -391,6 +405,17 @@ def cut(path: str | Path, span: TimeSpan, to: str | Path, *, crf: int = 18) -> P
             for part in sound:
                 writer.write_sound(part)
     return to
+
+
+def _cues_of(path: Path, span: TimeSpan) -> list[Subtitle]:
+    """The text shown during `span`, on the clock of a video that begins with it."""
+    return [
+        replace(
+            cue,
+            span=TimeSpan(max(0.0, cue.span.start - span.start), min(cue.span.end, span.end) - span.start),
+        )
+        for cue in embedded_subtitles(path, span)
+    ]
 
 
 def _sound_of(path: Path) -> tuple[int | None, int]:

@@ -28,11 +28,20 @@ _GAP = 3
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A file to decode. `resume_at`: start of the last stored unit of a video that was cut short."""
+    """A file to decode.
+
+    resume_at  start of the last stored unit of a video that was cut short
+    texts      its subtitles are to be read
+    frames     its frames are to be decoded; False where the subtitles alone have changed
+    sidecars   mark of the subtitle files beside it
+    """
 
     found: Found
     path: bytes
     resume_at: float | None = None
+    texts: bool = True
+    frames: bool = True
+    sidecars: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +159,14 @@ class Feed:
     def _video(self, job: Job) -> Iterator[Item]:
         sampling, video = self._sampling, Video(job.found.path)
         texts, problem = [], ""
-        if job.resume_at is None:
+        if job.texts:
             try:
                 texts = [(one.span.start, one.span.end, one.text) for one in video.subtitles()]
             except MediaError as error:
                 problem = f"its subtitles were passed over: {error.reason}"
         yield Opened(job, video.duration, texts, problem)
+        if not job.frames:
+            return
         # After a restart the last stored unit's first frames come once more: the grid stays the same,
         # and a cut behind them is seen.
         known = 0 if job.resume_at is None else (sampling.hop or 1)

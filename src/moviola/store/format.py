@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from moviola.types import StoreError, printable
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "moviola-index.json"
 LOCK = "writer.lock"
 OUR_PREFIXES = ("units-", "texts-", "files-", MANIFEST, LOCK)
@@ -49,6 +49,8 @@ FILES_SCHEMA = pa.schema(
         ("done_until", pa.float64()),
         ("units", pa.int64()),
         ("shots", pa.int64()),
+        ("text_take", pa.int64()),
+        ("sidecars", pa.string()),
     ]
 )
 
@@ -70,7 +72,11 @@ def units_schema(dim: int) -> pa.Schema:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """Which model made the vectors; an index takes vectors of one model only."""
+    """Which model made the vectors; an index takes vectors of one model only.
+
+    tokenizer   absolute path of the tokenizer that was given for a checkpoint without one; its content
+                hash stands in the recipe. None where the checkpoint has its own, or none was given
+    """
 
     name: str
     hash: str
@@ -81,10 +87,32 @@ class ModelCard:
     recipe: dict[str, Any]
     has_text: bool = True
     separable: bool = True
+    tokenizer: str | None = None
 
     def same_vectors(self, other: ModelCard) -> bool:
-        """True when vectors of both may be compared: same weights, same preparation, same width."""
+        """True when vectors of both may be compared: same weights, same preparation, same width.
+
+        A model loaded without its tokenizer makes the same vectors of pictures, so it counts as the same.
+        """
+        if (self.tokenizer_hash is None) != (other.tokenizer_hash is None):
+            return self._pictures == other._pictures
         return (self.hash, self.recipe_hash, self.dim) == (other.hash, other.recipe_hash, other.dim)
+
+    def same_but_tokenizer(self, other: ModelCard) -> bool:
+        """True when the two have different tokenizers and nothing else differs."""
+        known = None not in (self.tokenizer_hash, other.tokenizer_hash)
+        return known and self._pictures == other._pictures and self.tokenizer_hash != other.tokenizer_hash
+
+    @property
+    def tokenizer_hash(self) -> str | None:
+        """Hash of the tokenizer's content, whatever file it came from; None without a tokenizer."""
+        return self.recipe.get("tokenizer")
+
+    @property
+    def _pictures(self) -> tuple[str, int, str]:
+        """All that decides the vectors of pictures: weights, width, and the recipe but its tokenizer."""
+        rest = {key: value for key, value in self.recipe.items() if key != "tokenizer"}
+        return self.hash, self.dim, json.dumps(rest, sort_keys=True)
 
     def __str__(self) -> str:
         return f"'{self.name}' (weights {self.hash[:8]}, recipe {self.recipe_hash[:8]})"
@@ -122,6 +150,9 @@ class FileRow:
     status      done, partial (a long video whose rest is still to do) or failed
     reason      why it failed, or what of it could not be read; empty if all is well
     done_until  the last unit's start in seconds, -1 before the first
+    text_take   number of the pass whose texts count, where they were read again since; None: `take`
+    sidecars    mark of the subtitle files beside it when they were read (`media.sidecar_marks`); None
+                where that is not known
     """
 
     take: int
@@ -135,6 +166,13 @@ class FileRow:
     done_until: float = -1.0
     units: int = 0
     shots: int = 0
+    text_take: int | None = None
+    sidecars: str | None = None
+
+    @property
+    def texts_of(self) -> int:
+        """The take that the texts that count were stored under."""
+        return self.take if self.text_take is None else self.text_take
 
     @property
     def file(self) -> str:
@@ -251,7 +289,7 @@ def files_table(rows: list[FileRow]) -> pa.Table:
 
 def files_from(table: pa.Table) -> dict[bytes, FileRow]:
     """The rows of a files table by path."""
-    names = [name for name in FILES_SCHEMA.names if name != "id"]
+    names = [name for name in table.column_names if name != "id"]  # format 1 had fewer
     columns = [table[name].to_pylist() for name in names]
     rows = (FileRow(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True))
     return {row.path: row for row in rows}

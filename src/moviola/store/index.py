@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -86,21 +87,21 @@ class Index:
             )
         rows = files_from(files)
         self.files: list[FileRow] = [rows[path] for path in sorted(rows)]
-        take_F = np.array([row.take for row in self.files], dtype=np.int64)
-        self._order_F = np.argsort(take_F)
-        self._take_F = take_F[self._order_F]
 
     @cached_property
     def position(self) -> dict[bytes, int]:
         """Path to position in `files`."""
         return {row.path: i for i, row in enumerate(self.files)}
 
-    def _file_of(self, take_N: np.ndarray) -> np.ndarray:
+    def _file_of(self, take_N: np.ndarray, take_of: Callable[[FileRow], int]) -> np.ndarray:
         """Position in `files` of each row's take, -1 where the row no longer counts."""
-        if len(self._take_F) == 0:
+        if not self.files:
             return np.full(len(take_N), -1, dtype=np.int64)
-        at_N = np.minimum(np.searchsorted(self._take_F, take_N), len(self._take_F) - 1)
-        return np.where(self._take_F[at_N] == take_N, self._order_F[at_N], -1)
+        take_F = np.array([take_of(row) for row in self.files], dtype=np.int64)
+        order_F = np.argsort(take_F)
+        take_F = take_F[order_F]
+        at_N = np.minimum(np.searchsorted(take_F, take_N), len(take_F) - 1)
+        return np.where(take_F[at_N] == take_N, order_F[at_N], -1)
 
     def _column(self, name: str) -> np.ndarray:
         parts = [
@@ -111,7 +112,7 @@ class Index:
 
     @cached_property
     def units(self) -> Units:
-        file_N, start_N = self._file_of(self._column("take")), self._column("start")
+        file_N, start_N = self._file_of(self._column("take"), lambda row: row.take), self._column("start")
         live_N = np.flatnonzero(file_N >= 0)
         row_N = live_N[np.lexsort((start_N[live_N], file_N[live_N]))]
         return Units(
@@ -172,7 +173,7 @@ class Index:
         if not self._texts:
             return []
         table = pa.concat_tables(self._texts)
-        file_N = self._file_of(table["take"].to_numpy())
+        file_N = self._file_of(table["take"].to_numpy(), lambda row: row.texts_of)
         columns = [table[name].to_pylist() for name in ("start", "end", "text", "source")]
         rows = [
             TextRow(int(file), *values)

@@ -84,7 +84,7 @@ class Writer:
             self._serial = self._last_serial()
             self._units: list[pa.RecordBatch] = []
             self._texts: list[pa.RecordBatch] = []
-            self._dirty = False
+            self._dirty = self._learn_tokenizer(model)
             self._sweep()
         except BaseException:
             self._lock.release()
@@ -144,11 +144,35 @@ class Writer:
                 "with another --to.",
             )
 
+    def _learn_tokenizer(self, model: ModelCard) -> bool:
+        """Remember the tokenizer of this run where it lies elsewhere now, or none was known; True if so."""
+        mine = self.manifest.model
+        if model.tokenizer is None or model.tokenizer == mine.tokenizer:
+            return False
+        mine = replace(mine, tokenizer=model.tokenizer, recipe=model.recipe, recipe_hash=model.recipe_hash)
+        self.manifest = replace(self.manifest, model=mine)
+        return True
+
     # -- adding ----------------------------------------------------------------------------------
 
-    def begin(self, path: bytes, *, size: int, mtime_ns: int, kind: str, duration: float = 0.0) -> FileRow:
+    def begin(
+        self,
+        path: bytes,
+        *,
+        size: int,
+        mtime_ns: int,
+        kind: str,
+        duration: float = 0.0,
+        sidecars: str | None = None,
+    ) -> FileRow:
         """Start a pass over a file. From the next commit on its earlier rows do not count."""
-        row = FileRow(self._next_take, path, size, mtime_ns, kind, duration)
+        row = FileRow(self._next_take, path, size, mtime_ns, kind, duration, sidecars=sidecars)
+        self._next_take += 1
+        return self._stage(row)
+
+    def begin_texts(self, path: bytes, *, sidecars: str | None) -> FileRow:
+        """Read a file's texts again: its earlier texts stop counting, its units stay."""
+        row = replace(self.files[path], text_take=self._next_take, sidecars=sidecars)
         self._next_take += 1
         return self._stage(row)
 
@@ -198,7 +222,7 @@ class Writer:
         """Words that belong to a file: (start, end, text) with source `name` or `subtitle`."""
         rows = [(start, end, text) for start, end, text in texts if text.strip()]
         if rows:
-            take = self.files[path].take
+            take = self.files[path].texts_of
             starts, ends, words = zip(*rows, strict=True)
             columns = [[take] * len(rows), starts, ends, words, [source] * len(rows)]
             self._texts.append(
@@ -214,7 +238,9 @@ class Writer:
         row = replace(self.files[path], status=status, reason=reason)
         if status == "failed":
             # A new take: whatever was stored for this pass no longer counts.
-            row = replace(row, take=self._next_take, units=0, shots=0, done_until=-1.0)
+            row = replace(
+                row, take=self._next_take, units=0, shots=0, done_until=-1.0, text_take=None, sidecars=None
+            )
             self._next_take += 1
         return self._stage(row)
 
@@ -256,8 +282,8 @@ class Writer:
     def tidy(self) -> None:
         """Rewrite segments in which many rows no longer count. Called at the end of a run."""
         self.commit()
-        takes_F = self._takes()
         for kind in ("units", "texts"):
+            takes_F = self._takes(kind)
             for segment in getattr(self.manifest, kind):
                 alive = int(np.isin(self._take_column(segment), takes_F).sum())
                 if segment.rows - alive > _DEAD * segment.rows:
@@ -310,8 +336,10 @@ class Writer:
             raise self._write_error(error) from error
         return Segment(name, rows)
 
-    def _takes(self) -> np.ndarray:
-        return np.array([row.take for row in self.files.values()], dtype=np.int64)
+    def _takes(self, kind: str) -> np.ndarray:
+        """The takes whose rows count."""
+        rows = self.files.values()
+        return np.array([row.texts_of if kind == "texts" else row.take for row in rows], dtype=np.int64)
 
     def _take_column(self, segment: Segment) -> np.ndarray:
         return open_segment(self.folder, segment.name)["take"].to_numpy()
@@ -333,7 +361,7 @@ class Writer:
 
     def _replace(self, kind: str, old: list[Segment]) -> None:
         """Copy the rows of `old` that still count into one segment and publish it in their place."""
-        takes_F = self._takes()
+        takes_F = self._takes(kind)
         schema = TEXTS_SCHEMA if kind == "texts" else units_schema(self.manifest.model.dim)
 
         def live() -> Iterable[pa.RecordBatch]:

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moviola.types import MoviolaError, UsageError, printable
+from moviola.verbs.curate_plan import counts_file, given_counts
 
 if TYPE_CHECKING:
     from moviola.data.metadata import Metadata
@@ -34,6 +34,7 @@ SAMPLE_TEXTS = 200_000
 """Match sets kept for planning; the standard error of a set's size is then about 0.1 %."""
 PIECE_ROWS = 1_000_000
 _SMALL_BYTES = 32 << 20  # below it, starting worker processes costs more than they save
+_LOOKED_AT = 100  # files that may be damaged before one shows its columns
 OnProgress = Callable[[float, float | None, str], None]
 
 
@@ -90,8 +91,9 @@ def curate(
     row's several matched texts draw for "one" or for "all". Rows with an id that came before are left out.
 
     A file that cannot be read is left out and named, or stops the run with `strict`. Raises `UsageError`
-    when nothing matched, for columns that are not there, when `to` exists, or when an unfinished run with
-    other settings stands beside it.
+    when nothing matched, for columns that are not there, when `to` exists or lies among the pairs, when an
+    unfinished run with other settings stands beside it (another threshold or tail share may go on from
+    it), or when a file changed while it ran.
     """
     run = _Run.open(
         Pool(_listed(sources), tuple(text_columns), id_column, language_column, piece_rows),
@@ -103,7 +105,7 @@ def curate(
         strict=strict,
         on_progress=on_progress,
     )
-    with run.lock():
+    with run.working():
         return run.write(run.count())
 
 
@@ -136,7 +138,7 @@ def count_pool(
         on_progress=on_progress,
         only_count=True,
     )
-    with run.lock():
+    with run.working():
         return run.finish(run.count(), None)
 
 
@@ -184,6 +186,7 @@ class _Run:
     on_progress: OnProgress | None
     started: float
     given_E: np.ndarray | None
+    settings: dict[str, Any]
 
     @classmethod
     def open(
@@ -200,30 +203,45 @@ class _Run:
         only_count: bool = False,
     ) -> _Run:
         from moviola.data.matching import check_entries
-        from moviola.data.pairs import find_pairs, pair_columns
+        from moviola.data.pairs import check_name, find_pairs
         from moviola.engine import engine as open_engine
 
-        if to.exists():
+        if to.exists() or to.is_symlink():  # a link to nowhere could not be replaced at the end
             raise UsageError(f"{printable(to)} exists already.", hint="Choose another folder, or remove it.")
+        check_name(to)
         lists, name = _read_lists(metadata)
         for listed in lists.values():
             check_entries(listed.entries)
         hashes = {language: listed.hash for language, listed in lists.items()}
-        given_E = given_counts(Path(counts), hashes) if counts is not None else None
+        given_E = given_counts(counts_file(counts), hashes) if counts is not None else None
         config = replace(config, languages=len(lists) > 1 or "" not in lists)
+        if len(lists) > 1 and "en" not in lists and config.tail_share is None and not only_count:
+            raise UsageError(
+                f"{name} has no list en, whose threshold the other languages follow.",
+                hint="Add en, or give --tail-share instead of a threshold.",
+            )
+        work = to.with_name(to.name + ".partial")
+        _check_outside(pool.sources, to)
         files = find_pairs(pool.sources)
-        pair_columns(  # a wrong column shows now, not after hours
-            files[0],
-            texts=pool.texts or None,
-            id=pool.id,
-            language=pool.language,
-            find_language=len(lists) > 1,
-        )
+        if any(file.path.resolve().is_relative_to(work.resolve()) for file in files):
+            raise _inside(to)
+        _check_columns(files, pool, several=len(lists) > 1, strict=strict, only_count=only_count)
+        stats = [file.path.stat() for file in files]
+        settings = {
+            "metadata": {language: listed.hash for language, listed in lists.items()},
+            # what has not been drawn yet may be drawn by another threshold
+            "config": {k: v for k, v in config.to_json().items() if k not in ("threshold", "tail_share")},
+            "columns": [list(pool.texts), pool.id, pool.language],
+            "piece_rows": pool.piece_rows,
+            "files": [[f.name, stat.st_size, stat.st_mtime_ns] for f, stat in zip(files, stats, strict=True)],
+            "counts": str(counts) if counts else None,
+            "only_count": only_count,
+        }
         workers = engine[2]
         if workers is None and engine[0] == "local":
-            small = sum(file.path.stat().st_size for file in files) < _SMALL_BYTES
+            small = sum(stat.st_size for stat in stats) < _SMALL_BYTES
             workers = 1 if small else None
-        run = cls(
+        return cls(
             files,
             pool,
             lists,
@@ -232,58 +250,68 @@ class _Run:
             open_engine(engine[0], address=engine[1], workers=workers),
             strict,
             to,
-            to.with_name(to.name + ".partial"),
+            work,
             on_progress,
             time.monotonic(),
             given_E,
+            settings,
         )
-        run._claim_folder({"counts": str(counts) if counts else None, "only_count": only_count})
-        return run
 
     # ------------------------------------------------------------------------------ the work folder
 
-    def _claim_folder(self, more: dict[str, Any]) -> None:
-        """Take up the unfinished run of the same settings, or begin one."""
-        from moviola.files import atomic
-
-        settings = {
-            "metadata": {language: listed.hash for language, listed in self.lists.items()},
-            "config": self.config.to_json(),
-            "columns": [list(self.pool.texts), self.pool.id, self.pool.language],
-            "piece_rows": self.pool.piece_rows,
-            "files": [[f.name, f.path.stat().st_size, f.path.stat().st_mtime_ns] for f in self.files],
-            **more,
-        }
-        place = self.work / "run.json"
-        if place.exists():
-            before = json.loads(place.read_bytes())
-            changed = sorted(k for k in settings if json.loads(json.dumps(settings[k])) != before.get(k))
-            if changed:
-                raise UsageError(
-                    f"{printable(self.work)} holds an unfinished run with other settings "
-                    f"({', '.join(changed)}).",
-                    hint="Run it again as it was, choose another --to, or remove that folder.",
-                )
-            return
-        if self.work.exists() and any(p.name != ".lock" for p in self.work.iterdir()):
-            raise UsageError(
-                f"{printable(self.work)} exists and is no unfinished run.", hint="Choose another --to."
-            )
-        self.work.mkdir(parents=True, exist_ok=True)
-        with atomic(place) as file:
-            file.write(json.dumps(settings, indent=1).encode())
-
-    def lock(self) -> Any:
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Hold the work folder: no other run has it, and what was finished there is of these settings."""
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.work / ".lock", timeout=0)
+        from moviola.data.pairs import OutputError
+
+        place = self.work / "run.json"
         try:
-            lock.acquire()
+            if not place.exists() and any(self.work.glob("[!.]*")):
+                raise UsageError(
+                    f"{printable(self.work)} exists and is no unfinished run.", hint="Choose another --to."
+                )
+            self.work.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.work / ".lock", timeout=0):
+                self._claim(place)
+                yield
         except Timeout as error:
             raise UsageError(
                 f"Another run is writing {printable(self.to)}.", hint="Wait for it, or choose another --to."
             ) from error
-        return lock
+        except OSError as error:  # reading has errors of its own
+            raise OutputError(
+                f"{printable(self.to)} could not be written ({error.strerror or error}).",
+                hint="Put it right and run the same command again: finished pieces are kept.",
+            ) from error
+
+    def _claim(self, place: Path) -> None:
+        """Take up the unfinished run of the same settings, or begin one."""
+        from moviola.files import atomic
+
+        if not place.exists():
+            with atomic(place) as file:
+                file.write(json.dumps(self.settings, indent=1).encode())
+            return
+        before, now = json.loads(place.read_bytes()), json.loads(json.dumps(self.settings))
+        changed = sorted(name for name in now if now[name] != before.get(name))
+        if changed:
+            raise UsageError(
+                f"{printable(self.work)} holds an unfinished run with other settings ({', '.join(changed)}).",
+                hint="Run it again as it was, choose another --to, or remove that folder.",
+            )
+
+    def _check_unchanged(self, counted: _Counted) -> None:
+        """What was matched must be what was written: a file may not change between the two."""
+        told = {name: rest for name, *rest in self.settings["files"]}
+        for file in {task.piece.file for task in counted.tasks}:
+            stat = file.path.stat() if file.path.exists() else None
+            if stat is None or [stat.st_size, stat.st_mtime_ns] != told[file.name]:
+                raise UsageError(
+                    f"{printable(file.path)} changed during the run.",
+                    hint=f"Remove {printable(self.work)} and run again.",
+                )
 
     def _say(self, stage: str) -> Callable[[int, int], None]:
         def say(done: int, total: int) -> None:
@@ -314,13 +342,16 @@ class _Run:
     # ------------------------------------------------------------------------------------ first pass
 
     def _entries(self) -> Path:
-        """The lists as one table: an entry's number in the run is its row."""
+        """The lists as one table: an entry's number in the run is its row.
+
+        Named by its content, since workers and notebooks keep what they opened under its name.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         from moviola.files import atomic
 
-        place = self.work / "entries.parquet"
+        place = self.work / f"entries-{_hash(json.dumps(self.settings['metadata']).encode())}.parquet"
         if not place.exists():
             names = [name for name, listed in self.lists.items() for _ in listed.entries]
             entries = [entry for listed in self.lists.values() for entry in listed.entries]
@@ -341,7 +372,12 @@ class _Run:
             for number, piece in enumerate(pieces(self.files, rows=self.pool.piece_rows))
         ]
         stage = MatchStage(
-            self._entries(), self.config, tuple(self.pool.texts), self.pool.id, self.pool.language
+            self._entries(),
+            self.config,
+            tuple(self.pool.texts),
+            self.pool.id,
+            self.pool.language,
+            extra=_added(self.settings["only_count"]),
         )
         outputs = [self.work / "match" / f"{task.number:05d}.parquet" for task in tasks]
         skip = () if self.strict else (PairError,)
@@ -353,7 +389,8 @@ class _Run:
         if not sum(s["matched_texts"] for s in summaries):
             why = self._why_nothing(summaries, failed)
             shutil.rmtree(self.work)  # other metadata or columns are another run
-            raise UsageError(why)
+            hint = "`moviola metadata check` lists entries that no text can hold." if summaries else None
+            raise UsageError(why, hint=hint)
 
         twice = self.work / "duplicates.parquet"
         rows = self.engine.group_count(
@@ -396,6 +433,7 @@ class _Run:
     def _why_nothing(self, summaries: Sequence[dict[str, Any]], failed: Sequence[str]) -> str:
         """What a user needs to see when no text held an entry."""
         from moviola.data.matching import Matcher
+        from moviola.verbs.curate_report import merged
 
         if not summaries:
             return f"No file could be read. The first: {failed[0]}"
@@ -423,10 +461,10 @@ class _Run:
         from moviola.verbs.curate_stages import DrawStage, WriteStage, WriteTask
 
         prob_E, limits = self._probabilities(counted.count_E)
-        place = self.work / "probabilities.npy"
+        key = _hash(prob_E.tobytes())
+        place = self.work / f"probabilities-{key}.npy"  # named by its content, as the entries
         with atomic(place) as file:
             np.save(file, prob_E)
-        key = hashlib.sha256(prob_E.tobytes()).hexdigest()[:16]
         drawn = [self.work / "draw" / part.name for part in counted.parts]
         draws = self._map("drawing", DrawStage(place, self.config), counted.parts, drawn, key)
         kept = self.work / "kept_counts.parquet"
@@ -453,6 +491,11 @@ class _Run:
         from moviola.systems.curation.metaclip import probabilities, thresholds
 
         by_language = self._split(count_E)
+        if len(by_language) > 1 and self.config.tail_share is None and not by_language["en"].any():
+            raise UsageError(
+                "No text holds an entry of the list en, whose threshold the other languages follow.",
+                hint="Give --tail-share instead of a threshold, or look at --language-column.",
+            )
         limits = thresholds(by_language, self.config)
         return np.concatenate([probabilities(c, limits[name]) for name, c in by_language.items()]), limits
 
@@ -474,6 +517,7 @@ class _Run:
         from moviola.files import atomic
         from moviola.verbs.curate_report import build_report, report_page
 
+        self._check_unchanged(counted)
         out = self.work / "out"
         out.mkdir(exist_ok=True)
         columns = pq.read_table(self._entries())
@@ -525,124 +569,64 @@ class _Run:
 
 
 # --------------------------------------------------------------------------------------------------
-# Planning
-# --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class PlanRow:
-    """What a threshold gives: the set's expected size and how far the real one may be from it, and shares.
-
-    `error` is one standard deviation, of the draws and, where match sets are a sample, of that.
-    """
-
-    threshold: float
-    tail_share: float
-    head_entries: int
-    size: float
-    error: float
-
-
-def plan(
-    counts: str | Path, *, thresholds: Sequence[float] = (), texts_column: str = "entries"
-) -> list[PlanRow]:
-    """Set size and tail share over thresholds, from the counts and the sample of match sets beside them.
-
-    `counts`: a `counts.parquet`, or the folder of a run. Without `thresholds`: two a decade up to the
-    largest count. With several languages the threshold is English's, the others follow its tail share.
-    """
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    from moviola.data.matching import Matches
-    from moviola.systems.curation import metaclip
-
-    path = Path(counts)
-    path = path / "counts.parquet" if path.is_dir() else path
-    table, about = read_counts(path)
-    count_E = table["count"].to_numpy()
-    metaclip.check_counts(count_E)
-    place = path.with_name("match_sample.parquet")
-    if not place.exists():
-        raise UsageError(
-            f"{printable(place)} is missing: set sizes are told from its sample of match sets.",
-            hint="Keep it beside counts.parquet, or count again: moviola curate count",
-        )
-    lists = pq.read_table(place)[texts_column].combine_chunks()
-    sizes = pc.list_value_length(lists).to_numpy()
-    sample = Matches(np.repeat(np.arange(len(lists)), sizes), lists.flatten().to_numpy(), len(lists))
-    languages = table["language"].to_pylist()
-    names = list(dict.fromkeys(languages))
-    ends = np.cumsum([languages.count(name) for name in names])
-    by_language = dict(zip(names, np.split(count_E, ends[:-1]), strict=True))
-    config = metaclip.MetaClipConfig.from_json({**about["config"], "tail_share": None})
-    rows = []
-    for threshold in thresholds or _usual_thresholds(int(count_E.max())):
-        limits = metaclip.thresholds(by_language, replace(config, threshold=threshold))
-        prob_E = np.concatenate([metaclip.probabilities(c, limits[n]) for n, c in by_language.items()])
-        limit_E = np.concatenate([np.full(len(c), limits[n]) for n, c in by_language.items()])
-        keep_U = metaclip.keep_probability(sample, prob_E)
-        total = about["candidates"]
-        left = max(0.0, 1 - sample.texts / max(total, 1))  # a sample of everything has no error
-        sampling = total * float(keep_U.std()) * math.sqrt(left / max(1, sample.texts))
-        drawing = math.sqrt(total * float((keep_U * (1 - keep_U)).mean())) if sample.texts else 0.0
-        rows.append(
-            PlanRow(
-                threshold,
-                float(count_E[count_E < limit_E].sum() / count_E.sum()),
-                int((count_E > limit_E).sum()),
-                total * float(keep_U.mean()) if sample.texts else 0.0,
-                math.hypot(sampling, drawing),
-            )
-        )
-    return rows
-
-
-def _usual_thresholds(largest: int) -> list[float]:
-    """1, 3, 10, 30 ... up to the first that keeps everything."""
-    steps = [float(m * 10**e) for e in range(len(str(largest)) + 1) for m in (1, 3)]
-    return [t for n, t in enumerate(steps) if n == 0 or steps[n - 1] < largest]
-
-
-# --------------------------------------------------------------------------------------------------
 # Small things
 # --------------------------------------------------------------------------------------------------
 
 
-def read_counts(path: Path) -> tuple[Any, dict[str, Any]]:
-    """The table of a `counts.parquet` and what its run said about it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UsageError(f"{printable(path)} is no readable counts.parquet ({error}).") from error
-    about = (table.schema.metadata or {}).get(b"moviola")
-    if about is None or "count" not in table.column_names:
-        raise UsageError(
-            f"{printable(path)} is no table of counts.", hint="Expected the counts.parquet of a curate run."
-        )
-    return table, json.loads(about)
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
-def given_counts(path: Path, hashes: Mapping[str, str]) -> np.ndarray:
-    """The counts of another run; `UsageError` unless it had the same metadata."""
-    table, about = read_counts(path)
-    if about["metadata"] != hashes:
-        raise UsageError(
-            f"{printable(path)} counts the entries of other metadata.",
-            hint="Count again with this metadata: moviola curate count",
-        )
-    return np.asarray(table["count"].to_numpy())
+def _check_outside(sources: Sequence[str | Path], to: Path) -> None:
+    """Among the pairs, the output would be read as pairs by the next run."""
+    for source in sources:
+        path = Path(str(source).partition("**")[0]) if "**" in str(source) else Path(source)
+        if path.is_dir() and to.resolve().is_relative_to(path.resolve()):
+            raise _inside(to)
 
 
-def merged(tallies: Any) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for tally in tallies:
-        for why, many in tally.items():
-            total[why] = total.get(why, 0) + many
-    return total
+def _inside(to: Path) -> UsageError:
+    return UsageError(
+        f"{printable(to)} lies among the pairs, so a later run would read it as pairs.",
+        hint="Choose a --to beside their folder.",
+    )
+
+
+def _added(only_count: bool) -> Any:
+    from moviola.verbs.curate_stages import WriteStage
+
+    return None if only_count else WriteStage(several=False).extra
+
+
+def _check_columns(
+    files: Sequence[PairFile], pool: Pool, *, several: bool, strict: bool, only_count: bool
+) -> None:
+    """A wrong column shows now, not after hours: in the first file that can be read."""
+    from moviola.data.pairs import PairError, pair_columns
+
+    first: PairError | None = None
+    for file in files[: 1 if strict else _LOOKED_AT]:
+        try:
+            columns = pair_columns(
+                file,
+                texts=pool.texts or None,
+                id=pool.id,
+                language=pool.language,
+                find_language=several,
+                extra=_added(only_count),
+            )
+        except PairError as error:
+            first = first or error
+            continue
+        if several and columns.language is None:
+            raise UsageError(
+                f"There are lists for several languages, and {printable(file.path)} has no column that names "
+                "itself a language.",
+                hint="Name it with --language-column, or give one list as --metadata.",
+            )
+        return
+    if first is not None:
+        raise first
 
 
 def _read_lists(metadata: str | Path | Sequence[str]) -> tuple[dict[str, Metadata], str]:

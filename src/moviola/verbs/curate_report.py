@@ -59,7 +59,7 @@ def build_report(
         for name in ("rows", "rows_with_text", "matched_rows", "texts", "matched_texts", "without_id")
     }
     sums["most_texts"] = max((int(s["most_texts"]) for s in summaries), default=0)
-    problems = _merged(s["problems"] for s in summaries)
+    problems = merged(s["problems"] for s in summaries)
     entries = _Entries(columns, thresholds)
     report: dict[str, Any] = {
         "made": "set" if kept is not None else "counts",
@@ -90,7 +90,8 @@ def build_report(
     return report
 
 
-def _merged(tallies: Iterable[Mapping[str, int]]) -> dict[str, int]:
+def merged(tallies: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Reasons and their counts over all pieces, the most frequent first."""
     total: dict[str, int] = {}
     for tally in tallies:
         for why, many in tally.items():

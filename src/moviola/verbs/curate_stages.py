@@ -102,6 +102,8 @@ class MatchStage:
     texts: tuple[str, ...] = ()
     id: str | None = None
     language: str | None = None
+    extra: pa.Schema | None = None
+    """Columns that will be added: a file that has one is refused now, not when it is written."""
 
     def __call__(self, task: MatchTask, output: Path) -> dict[str, Any]:
         matchers, _ = open_entries(self.entries, self.config.languages)
@@ -111,6 +113,7 @@ class MatchStage:
             id=self.id,
             language=self.language,
             find_language=len(matchers) > 1,
+            extra=self.extra,
         )
         tally = _Tally(columns)
         with atomic(output) as file, pq.ParquetWriter(file, MATCH_SCHEMA, compression="zstd") as writer:

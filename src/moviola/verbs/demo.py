@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,8 @@ from moviola.types import Clip, UsageError
 
 if TYPE_CHECKING:
     from moviola.clip.loaded import Model
-    from moviola.verbs.index import IndexReport, Progress
+    from moviola.verbs.common import Progress
+    from moviola.verbs.index import IndexReport
     from moviola.verbs.search import Results
 
 SEED = 4
@@ -79,7 +80,7 @@ def demo(
     queries: Sequence[str] | None = None,
     model: str | Path | Model = "builtin",
     k: int = 5,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Demo:
     """Index made videos and pictures (or those under `media`) at `to`, search, write `to/report.html`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from moviola.media import Found
     from moviola.store.feed import Frames, Item, Job
     from moviola.store.format import FileRow, ModelCard, Sampling
+    from moviola.verbs.common import Progress
 
 COMMIT_SECONDS = 20.0
 """Work older than this is committed: a kill loses no more than that and one batch."""
@@ -26,39 +27,18 @@ _PICTURE_BYTES = 96 << 20
 _SEPARATOR = os.sep.encode()
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a run stands. `seconds` are seconds of video embedded in this run; `left` is an estimate."""
-
-    file: str
-    files_done: int
-    files_total: int
-    units: int
-    seconds: float
-    elapsed: float
-    fraction: float
-
-    @property
-    def rate(self) -> float:
-        """Seconds of video per second of work."""
-        return self.seconds / self.elapsed if self.elapsed > 0 else 0.0
-
-    @property
-    def left(self) -> float | None:
-        """Seconds to go, by bytes; None until enough has been seen."""
-        if self.fraction < 0.005 or self.elapsed < 1:
-            return None
-        return self.elapsed * (1 - self.fraction) / self.fraction
-
-
 @dataclass(slots=True)
 class IndexReport:
-    """What a run did. `failed` and `damaged` hold (path, reason); a damaged file is indexed in part."""
+    """What a run did. `failed` and `damaged` hold (path, reason); a damaged file is indexed in part.
+
+    `texts` counts the videos that did not change but the subtitles beside them did.
+    """
 
     index: str
     new: int = 0
     changed: int = 0
     resumed: int = 0
+    texts: int = 0
     unchanged: int = 0
     removed: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
@@ -85,6 +65,8 @@ class IndexReport:
             f"{self.removed} removed",
             f"{len(self.failed)} failed",
         ]
+        if self.texts:
+            parts.insert(1, f"{self.texts} with other subtitles than before")
         if self.damaged:
             parts.append(f"{len(self.damaged)} damaged")
         lines = [f"{', '.join(parts)}; {self.units} units from {self.seconds:.0f} s of video."]
@@ -98,6 +80,7 @@ class IndexReport:
             "new": self.new,
             "changed": self.changed,
             "resumed": self.resumed,
+            "texts": self.texts,
             "unchanged": self.unchanged,
             "removed": self.removed,
             "failed": [{"file": path, "reason": why} for path, why in self.failed],
@@ -128,11 +111,12 @@ def index(
     dtype: Dtype | None = None,
     batch_size: int = 32,
     tokenizer: str | Path | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> IndexReport:
     """Bring the index at `to` up to date with the pictures and videos under `paths`.
 
-    New and changed files are embedded, files that vanished from under `paths` are forgotten, all
+    New and changed files are embedded, subtitles beside a video that were added, changed or removed
+    are read again (that leaves its vectors alone), files that vanished from under `paths` are forgotten, all
     others are left alone; files from other paths stay. The run may be killed at any moment: the next
     one goes on, after repeating at most the last `COMMIT_SECONDS` of work.
 
@@ -140,7 +124,7 @@ def index(
     every       seconds between frames; default: the index's own, 1 s for a new index
     keyframes   only key frames: many times faster, and moments as coarse as they lie apart
     batch_size  frames or pictures per pass through the model
-    tokenizer   a file, for checkpoints that come without one; `search` then needs it too
+    tokenizer   a file, for checkpoints that come without one; the index remembers where it lies
 
     A file that cannot be read never stops the run: it stands in the report, and is tried again next
     time. `NothingIndexed` if the index is empty in the end; `StoreError` for a folder that is not an
@@ -166,7 +150,7 @@ def index(
             f"The model '{loaded.name}' only adds a classifier; its vectors are those of its base.",
             hint="Index with the base model, or use this one with: moviola classify",
         )
-    card = card_of(loaded, source)
+    card = card_of(loaded, source, None if loaded is model else tokenizer)
     asked = every is not None or keyframes
     same = old is not None and old.model.same_vectors(card) and not asked
     sampling = old.sampling if old and same else sampling_for(loaded, every or 1.0, keyframes)
@@ -194,8 +178,8 @@ def _loaded(
     return model, model.name
 
 
-def card_of(model: Model, source: str) -> ModelCard:
-    """What the index remembers of a model."""
+def card_of(model: Model, source: str, tokenizer: str | Path | None = None) -> ModelCard:
+    """What the index remembers of a model and of the file its tokenizer was read from, where given."""
     from moviola.store.format import ModelCard
 
     return ModelCard(
@@ -208,6 +192,7 @@ def card_of(model: Model, source: str) -> ModelCard:
         recipe=model.recipe.to_json(),
         has_text=model.has_text,
         separable=model.separable,
+        tokenizer=None if tokenizer is None else os.path.abspath(tokenizer),  # noqa: PTH100 (as source)
     )
 
 
@@ -244,7 +229,7 @@ class _Run:
         sampling: Sampling,
         batch_size: int,
         report: IndexReport,
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: Progress | None,
     ) -> None:
         self.writer, self.model, self.sampling = writer, model, sampling
         self.batch_size, self.report, self.on_progress = batch_size, report, on_progress
@@ -259,7 +244,7 @@ class _Run:
     # -- the plan --------------------------------------------------------------------------------
 
     def over(self, paths: Sequence[str | Path]) -> None:
-        from moviola.media import walk
+        from moviola.media import sidecar_marks, walk
         from moviola.store.feed import Feed
         from moviola.store.format import absolute_bytes
 
@@ -272,17 +257,23 @@ class _Run:
         gone = self._vanished(given, found, skipped)
         self.report.removed = self.writer.remove(gone)
         self.report.failed += [(os.fsdecode(path), why) for path, why in skipped.items() if path not in gone]
-        jobs = [job for path, one in found.items() if (job := self._job(path, one)) is not None]
+        marks = sidecar_marks(one.path for one in found.values() if one.kind == "video")
+        jobs = [
+            job
+            for path, one in found.items()
+            if (job := self._job(path, one, marks.get(one.path, ""))) is not None
+        ]
         self.files_total = len(jobs)
         self.bytes_total = sum(job.found.size for job in jobs)
-        side = min(self.model.recipe.size)
+        side = self.model.preprocess.decode_hint
         try:
             with Feed(jobs, self.sampling, short_side=side, batch=self.batch_size) as feed:
                 for item in feed:
                     self._take(item)
-                    if self.on_progress is not None:
-                        self.on_progress(self._progress(item))
+                    self._tell(item.job.path)
             self._flush_pictures()
+            if jobs:
+                self._tell(jobs[-1].path)
         except KeyboardInterrupt:
             self._commit()
             raise
@@ -306,19 +297,22 @@ class _Run:
                 gone.add(path)
         return gone
 
-    def _job(self, path: bytes, found: Found) -> Job | None:
+    def _job(self, path: bytes, found: Found, sidecars: str) -> Job | None:
         from moviola.store.feed import Job
 
         row: FileRow | None = self.writer.files.get(path)
         same = row is not None and (row.size, row.mtime_ns) == (found.size, found.mtime_ns)
+        texts = found.kind == "video" and row is not None and row.sidecars != sidecars
         if row is not None and same and row.status == "done":
+            if texts:
+                return Job(found, path, frames=False, sidecars=sidecars)
             self.report.unchanged += 1
             return None
         if row is not None and same and row.status == "partial" and row.units:
             self.origin[path] = "resumed"
-            return Job(found, path, row.done_until)
+            return Job(found, path, row.done_until, texts=texts, sidecars=sidecars)
         self.origin[path] = "new" if row is None or not row.units else "changed"
-        return Job(found, path)
+        return Job(found, path, sidecars=sidecars)
 
     # -- the work --------------------------------------------------------------------------------
 
@@ -348,13 +342,21 @@ class _Run:
             self._commit()
 
     def _begin(self, job: Job, duration: float) -> None:
-        """Start the pass over a file, or go on with the one that was cut short."""
-        if job.resume_at is not None:
+        """Start the pass over a file, or over its texts, or go on with the one that was cut short."""
+        if not job.texts:
             return
         found = job.found
-        self.writer.begin(
-            job.path, size=found.size, mtime_ns=found.mtime_ns, kind=found.kind, duration=duration
-        )
+        if job.frames and job.resume_at is None:
+            self.writer.begin(
+                job.path,
+                size=found.size,
+                mtime_ns=found.mtime_ns,
+                kind=found.kind,
+                duration=duration,
+                sidecars=job.sidecars,
+            )
+        else:
+            self.writer.begin_texts(job.path, sidecars=job.sidecars)
         name = os.path.basename(job.path).decode("utf-8", "replace")  # noqa: PTH119 (bytes)
         self.writer.add_texts(job.path, [(0.0, duration, name)], "name")
 
@@ -365,6 +367,10 @@ class _Run:
         self.writer.add_texts(item.job.path, item.texts, "subtitle")
         if item.problem:
             self.report.damaged.append((os.fsdecode(item.job.path), item.problem))
+        if not item.job.frames:
+            self.report.texts += 1
+            self._count(item.job)
+            return
         self.shot = max(0, self.writer.files[item.job.path].shots - 1)
         self.windows = Windows(self.sampling) if self.sampling.window else None
         self.broken = None
@@ -452,12 +458,14 @@ class _Run:
 
     def _fail(self, job: Job, reason: str) -> None:
         """Remember why a file gave nothing; the rows of an earlier pass over it stop counting."""
+        self.report.failed.append((os.fsdecode(job.path), reason))
+        if not job.frames:
+            return  # only its subtitles were to be read; what is known of its frames stays
         row: FileRow | None = self.writer.files.get(job.path)
         if row is None or row.status != "partial":
             found = job.found
             self.writer.begin(job.path, size=found.size, mtime_ns=found.mtime_ns, kind=found.kind)
         self.writer.finish(job.path, status="failed", reason=reason)
-        self.report.failed.append((os.fsdecode(job.path), reason))
 
     def _count(self, job: Job) -> None:
         self.files_done += 1
@@ -486,21 +494,19 @@ class _Run:
             hint="Name a folder that holds files like .jpg or .mp4.",
         )
 
-    def _progress(self, item: Item) -> Progress:
-        row = self.writer.files.get(item.job.path)
+    def _tell(self, path: bytes) -> None:
+        """Files done, each weighed by its bytes, so that the time left is right for long videos too."""
+        if self.on_progress is None:
+            return
+        row = self.writer.files.get(path)
         part = 0.0
         if row is not None and row.status == "partial" and row.duration > 0:
             part = min(1.0, max(0.0, row.done_until) / row.duration) * row.size
-        total = max(1, self.bytes_total)
-        return Progress(
-            file=os.fsdecode(item.job.path),
-            files_done=self.files_done,
-            files_total=self.files_total,
-            units=self.report.units,
-            seconds=self.report.seconds,
-            elapsed=time.monotonic() - self.began,
-            fraction=min(1.0, (self.bytes_done + part) / total),
-        )
+        share = min(1.0, (self.bytes_done + part) / max(1, self.bytes_total))
+        speed = self.report.seconds / max(time.monotonic() - self.began, 1e-6)
+        name = printable(os.path.basename(os.fsdecode(path)))  # noqa: PTH119 (any bytes)
+        note = f"{name}, {speed:.0f}x real time" if self.report.seconds else name
+        self.on_progress(share * self.files_total, self.files_total, note)
 
 
 def _below(path: bytes, top: bytes) -> bool:

@@ -10,6 +10,7 @@ from moviola.types import Dtype, Refusal, UsageError
 if TYPE_CHECKING:
     from moviola.clip.loaded import Model
     from moviola.clip.native import Native
+    from moviola.clip.tokenizer import Tokenizer
 
 BUILTIN = "builtin"
 
@@ -20,7 +21,7 @@ def load(
     init: str | Path | Model | None = None,
     device: str = "auto",
     dtype: Dtype | None = None,
-    tokenizer: str | Path | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
     revision: str | None = None,
 ) -> Model:
     """A model ready to embed.
@@ -28,9 +29,9 @@ def load(
     `source` is `builtin`; a model folder (ours, Hugging Face CLIP, OpenCLIP); an OpenAI `.pt`; a hub
     id such as `openai/clip-vit-base-patch32`; or a system's slug with `init=` naming the CLIP to
     start from (`load("xpool", init="builtin")`). `device` is auto, cpu, cuda or mps; `dtype` float32,
-    bfloat16 or float16; `tokenizer` a file for checkpoints that come without one; `revision` a hub
-    revision. Raises `CheckpointError` when it cannot be read, is of an unsupported family, or is not
-    there.
+    bfloat16 or float16; `tokenizer` a file (or what was read from it) for checkpoints that come without
+    one; `revision` a hub revision. Raises `CheckpointError` when it cannot be read, is of an unsupported
+    family, or is not there.
     """
     from moviola.clip.formats import BUILTIN_FOLDER
     from moviola.clip.formats import load as load_clip
@@ -58,7 +59,7 @@ def as_model(
     *,
     device: str = "auto",
     dtype: Dtype | None = None,
-    tokenizer: str | Path | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
 ) -> Model:
     """A loaded model as it is, anything else through `load`."""
     from moviola.clip.loaded import Model as LoadedModel
@@ -94,7 +95,7 @@ def _start_system(
     *,
     device: str,
     dtype: Dtype | None,
-    tokenizer: str | Path | None,
+    tokenizer: str | Path | Tokenizer | None,
 ) -> Model:
     from moviola.clip.loaded import Model as LoadedModel
     from moviola.systems.registry import entry_class, find

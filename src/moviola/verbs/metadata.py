@@ -76,8 +76,7 @@ class BuildReport:
     def __str__(self) -> str:
         lines = []
         for source in self.sources:
-            rest = "".join(f", {count} {why}" for why, count in source.left_out.items())
-            lines.append(f"{source.name}: {source.added} of {source.candidates} added{rest}")
+            lines.append(f"{source.name}: {source.added} of {source.candidates} added{_left_out(source)}")
         lines += self.notes
         lines.append(f"{self.entries} entries in {printable(self.to)} (hash {self.hash}).")
         return "\n".join(lines)
@@ -167,9 +166,13 @@ def build(
     return report
 
 
+def _left_out(source: SourceReport) -> str:
+    return "".join(f", {count} {why}" for why, count in source.left_out.items())
+
+
 def _told(made: Assembly) -> list[str]:
     return [
-        f"  {source.name}: {source.candidates} candidates"
+        f"  {source.name}: {source.candidates} candidates{_left_out(source)}"
         for source in made.reports
         if source.name != "numbers"
     ]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from moviola.clip.loaded import Model
+    from moviola.clip.tokenizer import Tokenizer
     from moviola.store.index import Index
     from moviola.store.moments import Found, MomentSettings
 
@@ -126,6 +127,7 @@ def search(
     min_score leave out what scores lower (a cosine; what is high depends on the model)
     truncate  cut a query that is longer than the model's context instead of refusing it
     model     the model, loaded or by name; default: the one the index was made with, loaded again
+    tokenizer for a checkpoint without one; default: the file the index was made with, if it is unchanged
 
     Moments of one file never overlap. `UsageError` for an empty query or a `k` below 1,
     `NothingFound` (also a `UsageError`) when there is no result, `StoreError` for a bad index.
@@ -145,7 +147,7 @@ def search(
         assert text is not None
         results = _by_words(opened, text, allowed, k, asked)
     else:
-        loaded = _model_of(opened, model, device, dtype, tokenizer)
+        loaded = _model_of(opened, model, device, dtype, tokenizer, words=query is not None)
         results = _by_vector(opened, loaded, query, image, text, allowed, k, asked, truncate, settings)
     if min_score is not None and results.moments:
         best = results[0].score
@@ -204,13 +206,41 @@ def _model_of(
     device: str,
     dtype: Dtype | None,
     tokenizer: str | Path | None,
+    *,
+    words: bool,
 ) -> Model:
     if model is not None and not isinstance(model, str | Path):
         return model
     from moviola.verbs.load import load
 
     source = index.manifest.model.source if model is None else model
-    return load(source, device=device, dtype=dtype, tokenizer=tokenizer)
+    own = model is None or Path(model).is_file()  # the same bare file, perhaps moved
+    remembered = _remembered(index) if words and own and tokenizer is None else None
+    return load(source, device=device, dtype=dtype, tokenizer=tokenizer or remembered)
+
+
+def _remembered(index: Index) -> Tokenizer | None:
+    """The tokenizer the index was made with, read again; `StoreError` if it is gone or another by now."""
+    from moviola.clip.tokenizer import Tokenizer
+
+    card = index.manifest.model
+    if card.tokenizer is None:
+        return None
+    where, folder = printable(card.tokenizer), printable(index.folder)
+    if not Path(card.tokenizer).exists():
+        raise StoreError(
+            f"The index {folder} was made with the tokenizer {where}, which is gone.",
+            hint="Say where it lies now: --tokenizer FILE (give it to moviola index once, and it is "
+            "remembered).",
+        )
+    tokenizer = Tokenizer.from_file(card.tokenizer)
+    if tokenizer.hash != card.tokenizer_hash:
+        raise StoreError(
+            f"The tokenizer {where} has changed since the index {folder} was made with it "
+            f"(expected {card.tokenizer_hash}, it is {tokenizer.hash} now).",
+            hint="Put the former file back, or say where a copy lies: --tokenizer FILE.",
+        )
+    return tokenizer
 
 
 # --------------------------------------------------------------------------------------------------
@@ -337,6 +367,13 @@ def _query_vector(
     from moviola.verbs.index import card_of
 
     made_with, given = index.manifest.model, card_of(model, model.name)
+    if made_with.same_but_tokenizer(given):
+        lies = f" ({printable(made_with.tokenizer)})" if made_with.tokenizer else ""
+        raise StoreError(
+            f"The index {printable(index.folder)} was made with the tokenizer "
+            f"{made_with.tokenizer_hash}{lies}, the one given is {given.tokenizer_hash}.",
+            hint="Give the tokenizer that belongs to the model.",
+        )
     if not made_with.same_vectors(given):
         raise StoreError(
             f"The index {printable(index.folder)} was made with the model {made_with}, "

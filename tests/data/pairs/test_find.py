@@ -202,7 +202,7 @@ def test_columns_of_the_wrong_type(
         ("t.csv.zst", b"text\n1\n", "is damaged"),
         ("t.csv.bz2", b"text\n1\n", "is damaged"),
         ("t.csv.xz", b"text\n1\n", "is damaged"),
-        ("t.jsonl", b"", "no JSON object"),
+        ("t.jsonl", b"", "is empty, it holds no JSON object"),
         ("t.jsonl", b"[1]\n2\n{\n", "no JSON object"),
         ("t.tar", b"", "holds no samples"),
         ("t.tar", tar_of([("README", b"x"), (".hid.txt", b"y"), ("__a.info__", b"z")]), "holds no samples"),

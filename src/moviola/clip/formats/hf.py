@@ -209,6 +209,7 @@ def recipe_from_processor(data: Mapping[str, Any], expected: tuple[int, int], *,
     size, crop = data.get("size", expected[0]), data.get("crop_size", expected[0])
     crop_size = (crop, crop) if isinstance(crop, int) else (crop.get("height"), crop.get("width"))
     cropping = data.get("do_center_crop", True)
+    made: tuple[Any, Any]
     if isinstance(size, dict) and "shortest_edge" not in size:
         made = (size.get("height"), size.get("width"))
         resize = "squash"
@@ -219,16 +220,21 @@ def recipe_from_processor(data: Mapping[str, Any], expected: tuple[int, int], *,
         final = crop_size if cropping else None
     if final is None:
         raise CheckpointError(f"{problem} does not crop, so pictures would differ in size.")
-    if final != made:
-        raise CheckpointError(f"{problem} scales to {made} and crops to {final}; a recipe needs both equal.")
+    if not all(isinstance(side, int) and side > 0 for side in (*final, *made)):
+        raise CheckpointError(f"{problem} needs whole sizes, got {made} and a crop of {final}.")
     if final != expected:
         raise CheckpointError(f"{problem} makes pictures of {final}, the tower takes {expected}.")
+    if made[0] < final[0] or made[1] < final[1]:
+        raise CheckpointError(
+            f"{problem} scales to {made} and crops to {final}, which pads with black; a recipe cannot."
+        )
     plain = data.get("do_normalize", True) is False
     defaults = Recipe()
     return Recipe(
         size=expected,
         resize="squash" if resize == "squash" else "shortest",
-        crop="none" if resize == "squash" else "center",
+        crop="none" if resize == "squash" and made == final else "center",
+        resize_size=None if made == final else made,
         interpolation="bicubic" if resample == 3 else "bilinear",
         mean=(0.0, 0.0, 0.0) if plain else triple(data.get("image_mean", defaults.mean), "image_mean"),
         std=(1.0, 1.0, 1.0) if plain else triple(data.get("image_std", defaults.std), "image_std"),
@@ -256,6 +262,11 @@ def write(model: Model, folder: Path) -> Path:
         )
     if not isinstance(vision.image_size, int):
         raise Refusal(f"'{model.name}' takes {vision.image_size} pictures; this format needs squares.")
+    made = model.recipe.resize_size
+    if made is not None and model.recipe.resize == "shortest" and made[0] != made[1]:
+        raise Refusal(
+            f"'{model.name}' scales pictures so that they cover {made}; this format has one short side."
+        )
 
     def fill(temporary: Path) -> None:
         _dump(temporary / "config.json", config_json(config, model))
@@ -314,12 +325,13 @@ def config_json(config: ClipConfig, model: Model) -> dict[str, Any]:
 
 def _processor_json(recipe: Recipe) -> dict[str, Any]:
     rows, columns = recipe.size
+    height, width = recipe.resize_size or recipe.size
     squash = recipe.resize == "squash"
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
-        "size": {"height": rows, "width": columns} if squash else {"shortest_edge": rows},
-        "do_center_crop": not squash,
+        "size": {"height": height, "width": width} if squash else {"shortest_edge": height},
+        "do_center_crop": recipe.crop == "center",
         "crop_size": {"height": rows, "width": columns},
         "do_convert_rgb": True,
         "do_rescale": True,

@@ -241,6 +241,12 @@ def write(model: Model, folder: Path) -> Path:
 
 def config_json(config: ClipConfig, model: Model) -> dict[str, Any]:
     vision, text, recipe = config.vision, config.text, model.recipe
+    if recipe.resize_size not in (None, recipe.size):
+        raise Refusal(
+            f"'{model.name}' scales pictures to {recipe.resize_size} and crops to {recipe.size}; "
+            "OpenCLIP's preprocess_cfg has one size for both.",
+            hint="Export it with --format hf, or keep it as a Moviola folder: model.save(folder).",
+        )
     vision_cfg: dict[str, Any] = {"image_size": vision.image_size, "width": vision.width}
     if isinstance(vision, ResNetConfig):
         vision_cfg |= {"layers": list(vision.layers), "head_width": vision.width * 32 // vision.heads}

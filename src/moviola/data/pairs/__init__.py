@@ -34,6 +34,7 @@ from moviola.data.pairs.parquet import (
     row_groups,
     write_parquet,
 )
+from moviola.data.pairs.streams import check_extra
 from moviola.data.pairs.types import (
     PROBLEMS,
     KeptRows,
@@ -59,6 +60,7 @@ __all__ = [
     "PairError",
     "PairFile",
     "Piece",
+    "check_name",
     "find_pairs",
     "pair_columns",
     "pieces",
@@ -102,8 +104,8 @@ def find_pairs(sources: Sequence[str | Path]) -> list[PairFile]:
     under its folder or the glob's fixed part; where two would have one name, all are named from the
     folder they share.
 
-    `UsageError` where a source is missing, is no pair file or holds none, or where a folder holds the
-    same pairs in two formats.
+    `UsageError` where a source is missing, is no pair file or holds none, where a folder holds the same
+    pairs in two formats, or where a name is not UTF-8.
     """
     if not sources:
         raise UsageError("There are no pairs to read.", hint="Name a file, a folder or a glob.")
@@ -118,6 +120,8 @@ def find_pairs(sources: Sequence[str | Path]) -> list[PairFile]:
         for file in files:
             found.setdefault(file.path.resolve(), file)
     files = list(found.values())
+    for file in files:
+        check_name(file.path)
     if len({file.name for file in files}) < len(files):
         shared = Path(os.path.commonpath([file.path.absolute().parent for file in files]))
         files = [
@@ -125,6 +129,14 @@ def find_pairs(sources: Sequence[str | Path]) -> list[PairFile]:
             for f in files
         ]
     return files
+
+
+def check_name(path: str | Path) -> None:
+    """Arrow opens files by their UTF-8 names: other names must not come up after hours."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"The name of {printable(path)} is not UTF-8.", hint="Rename it.") from None
 
 
 def _source(source: str | Path) -> list[PairFile]:
@@ -276,12 +288,13 @@ def pair_columns(
     id: str | None = None,
     language: str | None = None,
     find_language: bool = False,
+    extra: pa.Schema | None = None,
 ) -> PairColumns:
     """The columns to read: those that are named, or else the first with a usual name.
 
     Several text columns, and lists in a text column, give several texts a row. The id may be absent; the
     language is looked for only with `find_language`. JSON Lines and WebDataset have the columns of their
-    first rows.
+    first rows. `extra`: the columns that `write_kept` will add; the file must not have them.
 
     `PairError` names the columns that are there when one is missing, and says when one holds no text.
     """
@@ -289,6 +302,9 @@ def pair_columns(
     doubled = sorted({name for name in there if there.count(name) > 1})
     if doubled:
         raise PairError(file.path, f"has two columns {', '.join(map(repr, doubled))}.", hint="Rename one.")
+    if extra is not None:
+        tar = file.format == "webdataset"  # there they are fields of a sample's JSON file
+        check_extra(file, [name.removeprefix("json.") if tar else name for name in there], extra)
     asked = [texts] if isinstance(texts, str) else list(texts or ())
     for name in (*asked, *(n for n in (id, language) if n is not None)):
         if name not in there:

@@ -38,6 +38,8 @@ def jsonl_columns(file: PairFile) -> list[str]:
             if isinstance(value, dict):
                 names.update(dict.fromkeys(value))
         break
+    if not names and not file.path.stat().st_size:
+        raise PairError(file.path, "is empty, it holds no JSON object.", hint="Leave it out.")
     if not names:
         raise PairError(file.path, "its first lines hold no JSON object, expected one a line.")
     return list(names)
