@@ -18,14 +18,12 @@ from moviola.data.metadata import (
     Metadata,
     MetadataRules,
     entries_hash,
-    find_problems,
     raw_entries,
     read_languages,
     read_metadata,
-    why_unmatchable,
-    witness,
     write_metadata,
 )
+from moviola.data.metadata_check import find_problems, why_unmatchable, witness
 from moviola.types import UsageError
 
 ENTRIES = ("dog", "hot dog", "Ελλάδα", "北京", " x", "a,b")

@@ -12,20 +12,18 @@ from typing import Any
 import pyarrow as pa
 
 from moviola.data.metadata import (
-    ERRORS,
     NO_SPACE_LANGUAGES,
     Assembly,
     MetadataRules,
-    Problem,
     SourceReport,
     check_target,
     entries_hash,
-    find_problems,
     metadata_files,
     raw_entries,
     read_metadata,
     write_metadata,
 )
+from moviola.data.metadata_check import ERRORS, Problem, find_problems
 from moviola.data.tally import best, read_tables, rows_of
 from moviola.data.wikipedia import (
     UNREADABLE,
