@@ -16,7 +16,7 @@ def pool():
 
 @pytest.fixture(scope="module")
 def rows(pool):
-    return {arm: claim_rows(arm, pool, 0) for arm in CLAIM.arms}
+    return {arm: claim_rows(arm, pool, 0) for arm in (*CLAIM.arms, "matched only")}
 
 
 def test_arms_are_parts_of_one_pool(pool, rows):
@@ -62,6 +62,8 @@ def test_a_cut_down_run_is_seeded_and_reports_the_arm():
 
 
 @pytest.mark.slow
-def test_the_claim_shows_with_one_seed():
-    accuracy = {arm: run_claim(arm, 0, steps=300)[CLAIM.metric] for arm in (CLAIM.ours, CLAIM.baseline)}
-    assert accuracy[CLAIM.ours] > accuracy[CLAIM.baseline] + 3
+def test_both_arms_learn_in_a_short_run():
+    """Which one is better is the claim's to say, with three seeds and longer runs."""
+    chance = 100 / len(CLASSES)
+    for arm in (CLAIM.ours, CLAIM.baseline):
+        assert run_claim(arm, 0, steps=300)[CLAIM.metric] > 6 * chance, arm
