@@ -522,11 +522,9 @@ class _Run:
         out.mkdir(exist_ok=True)
         columns = pq.read_table(self._entries())
         columns = columns.append_column("count", pa.array(counted.count_E, pa.int64()))
-        kept_E = None
         if drawn is not None:
-            kept_E = pq.read_table(drawn[2])["count"].to_numpy()
             columns = columns.append_column("probability", pa.array(drawn[0]))
-            columns = columns.append_column("kept", pa.array(kept_E, pa.int64()))
+            columns = columns.append_column("kept", pq.read_table(drawn[2])["count"])
         about = {
             "metadata": {language: listed.hash for language, listed in self.lists.items()},
             "config": self.config.to_json(),

@@ -28,9 +28,7 @@ class PlanRow:
     error: float
 
 
-def plan(
-    counts: str | Path, *, thresholds: Sequence[float] = (), texts_column: str = "entries"
-) -> list[PlanRow]:
+def plan(counts: str | Path, *, thresholds: Sequence[float] = ()) -> list[PlanRow]:
     """Set size and tail share over thresholds, from the counts and the sample of match sets beside them.
 
     `counts`: a `counts.parquet`, or the folder of a run. Without `thresholds`: two a decade up to the
@@ -52,7 +50,7 @@ def plan(
             f"{printable(place)} is missing: set sizes are told from its sample of match sets.",
             hint="Keep it beside counts.parquet, or count again: moviola curate count",
         )
-    lists = pq.read_table(place)[texts_column].combine_chunks()
+    lists = pq.read_table(place)["entries"].combine_chunks()
     sizes = pc.list_value_length(lists).to_numpy()
     sample = Matches(np.repeat(np.arange(len(lists)), sizes), lists.flatten().to_numpy(), len(lists))
     languages = table["language"].to_pylist()
