@@ -20,7 +20,7 @@ from moviola.clip.tokenizer import Tokenizer
 from moviola.data.hashing import hash_uint64, hash_uniform
 from moviola.data.world_clip import WorldConfig, clip
 from moviola.data.world_scene import picture
-from moviola.train.augment import random_resized_crop
+from moviola.training.augment import random_resized_crop
 
 SIZE = 64
 MEAN = (0.48, 0.45, 0.40)

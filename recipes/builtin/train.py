@@ -39,8 +39,8 @@ from moviola.clip.loaded import Model
 from moviola.clip.model import CLIP
 from moviola.clip.tokenizer import Tokenizer
 from moviola.clip.vit import ConvStage
-from moviola.train.loop import Progress, TrainConfig, train
-from moviola.train.objectives import Contrastive, decay_groups
+from moviola.training.loop import Progress, TrainConfig, train
+from moviola.training.objectives import Contrastive, decay_groups
 from moviola.types import Batch, Episode, Needs, Recipe
 
 CONFIG = ClipConfig(
@@ -74,6 +74,9 @@ class StemClassifier(nn.Module):
 
     def param_groups(self, model: nn.Module) -> Iterable[dict[str, Any]]:
         return decay_groups(nn.ModuleList([model.visual.stem, self]), 0.1)
+
+    def lr_factors(self, step: int, steps: int) -> None:
+        return None
 
     def on_episode(self, model: nn.Module, episode: Episode) -> None:
         return

@@ -32,6 +32,7 @@ __all__ = [
     "Encoder",
     "Episode",
     "Example",
+    "Field",
     "FrameSpec",
     "Hit",
     "MediaError",
@@ -43,12 +44,19 @@ __all__ = [
     "Objective",
     "Pair",
     "PairObjective",
+    "PictureField",
     "Recipe",
     "Refusal",
+    "RegionField",
+    "ReinforcedField",
     "StoreError",
     "System",
+    "TextField",
     "TimeSpan",
+    "Training",
     "UsageError",
+    "VectorField",
+    "VideoField",
 ]
 
 # --------------------------------------------------------------------------------------------------
@@ -331,17 +339,85 @@ class Encoder(Protocol):
 # --------------------------------------------------------------------------------------------------
 
 Batch = Mapping[str, Any]
-"""Named fields: `id` (list of str), `image` (B, C, H, W) or (B, views, C, H, W), `clip` (ClipBatch),
-`text` (B, L) tokens, and whatever an objective's `needs` adds (`caption`, `boxes`, `regions`, ...)."""
+"""Named fields: `id` (list of str), `row` (B,) row numbers, and what the objective's `needs` name: by
+default `image` (B, C, H, W) and `text` (B, L) tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureField:
+    """Pictures ready for the tower: (B, C, H, W) under `name`, or (B, count, C, H, W) where count > 1.
+
+    `size` (height, width) None: the recipe's. `area`: the least and largest share of the picture that
+    a random crop keeps; None leaves it to the run (`--crop-area`), (1, 1) shows the whole picture.
+    """
+
+    name: str = "image"
+    count: int = 1
+    size: tuple[int, int] | None = None
+    area: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VideoField:
+    """Clips by the model's `FrameSpec`, as a `ClipBatch` under `name`."""
+
+    name: str = "clip"
+
+
+@dataclass(frozen=True, slots=True)
+class TextField:
+    """One text a row as tokens (B, L) under `name`, drawn anew in every epoch from those the row has.
+
+    `columns` are the table's, in order of preference; empty: the captions, whatever they are called.
+    A name that ends in `*` takes every column that begins so (one a language, say). `cut` keeps all
+    of the text or its first sentence. Where `optional`, a row may lack it: its tokens are then those
+    of an empty text, and `<name>_mask` (B,) says which rows have one. Fields with the same columns
+    draw the same text of a row.
+    """
+
+    name: str = "text"
+    columns: tuple[str, ...] = ()
+    cut: Literal["whole", "first-sentence"] = "whole"
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RegionField:
+    """Up to `most` described boxes a picture, and where they lie after the picture's crop.
+
+    `boxes` (B, most, 4) xyxy pixels of the picture as the tower sees it, `region_text` (B, most, L)
+    tokens, `region_mask` (B, most) bool. The table has `boxes` (lists of xyxy pixels of the stored
+    picture) and `regions` (as many texts), and may have `region_scores` (the best `most` are taken).
+    """
+
+    most: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class VectorField:
+    """A vector a row, float32 (B, D) under `name`, from a column of equally long lists."""
+
+    name: str
+    column: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReinforcedField:
+    """What `moviola reinforce` stored with each pair, one augmentation and one synthetic caption drawn.
+
+    `image` (B, C, H, W) by the stored augmentation, `text` and `synthetic` (B, L) tokens, and the
+    teachers' vectors of exactly these: `teacher_image`, `teacher_text`, `teacher_synthetic` (B, D).
+    """
+
+
+Field = PictureField | VideoField | TextField | RegionField | VectorField | ReinforcedField
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What an objective asks of the data and the model, so the loop loads and computes only that."""
+    """What an objective asks of the data, so that nothing else is read."""
 
-    fields: tuple[str, ...] = ("image", "text")
-    views: int = 1
-    outputs: tuple[str, ...] = ("image", "text")
+    fields: tuple[Field, ...] = (PictureField(), TextField())
 
 
 class Episode(Protocol):
@@ -352,18 +428,26 @@ class Episode(Protocol):
     row_ids: Sequence[int]
 
     def extract(self, function: Callable[[Batch], Mapping[str, Tensor]]) -> Mapping[str, np.ndarray]:
-        """Run `function` without gradients over the episode's rows; stacked results in row order."""
+        """Run `function` without gradients, model in eval mode, over the episode's rows.
+
+        Stacked results in the order of `row_ids`, from all processes.
+        """
+        ...
+
+    def once(self, function: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+        """What `function` gives in the first process, handed to all: clusterings must not differ."""
         ...
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """A training objective (an `nn.Module`; its buffers and parameters go into the checkpoint).
+    """A training objective (an `nn.Module`; its buffers, parameters and extra state are in the checkpoint).
 
     forward returns named losses; the loop sums them (an objective weighs its own parts).
-    `scope`: `pair` losses depend on whole-batch embeddings only, so gradient caching applies;
-    `token` and `local` ones do not. In several processes the default is the global batch with the
-    full gradient; an objective that follows other authors takes `official_distributed=True`.
+    `scope`: a `pair` objective is a `PairObjective`; `token` and `local` ones are not cut in two.
+    param_groups   for AdamW; a group may have `lr_scale`, a factor of the run's learning rate
+    lr_factors     the schedule, one factor per group at a step; None: the run's own schedule
+    on_episode     before each episode, where the run has episodes
     """
 
     needs: Needs
@@ -371,16 +455,43 @@ class Objective(Protocol):
 
     def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]: ...
     def param_groups(self, model: nn.Module) -> Iterable[dict[str, Any]]: ...
+    def lr_factors(self, step: int, steps: int) -> Sequence[float] | None: ...
     def on_episode(self, model: nn.Module, episode: Episode) -> None: ...
     def after_step(self, model: nn.Module) -> None: ...
 
 
 @runtime_checkable
 class PairObjective(Objective, Protocol):
-    """An objective of scope `pair`, split so that the loop can cache gradients between the halves."""
+    """An objective in two halves, so that the batch depends neither on memory nor on the processes.
+
+    outputs   each row's outputs by themselves: tensors whose first axis is the batch (labels and masks
+              too), all with gradients or constants. Parameters that the loss needs (the logit scale)
+              may be returned too: those without axes are taken as they are.
+    loss      named losses of the whole batch from the whole batch's outputs and nothing else.
+
+    The loop may call `outputs` on parts of the batch, twice each (gradient caching), gathers them over
+    the processes, and calls `loss` once a step, everywhere with the same global outputs. Running
+    state (moving averages, centres) therefore belongs in `loss`, under `self.training`.
+    """
 
     def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]: ...
-    def loss(self, model: nn.Module, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]: ...
+    def loss(self, model: nn.Module, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Training:
+    """How `moviola train --objective SLUG` trains a system: the `TRAINING` of its file.
+
+    objective   objective(model, **options); every option has a default, `weight_decay` among them
+    start       the system's model from the module that `--init` names; None: that module itself
+    presets     names for `--model`: configurations of new models
+    recipe      the authors' values for fields of `TrainConfig` (lr, betas, warmup, ...)
+    """
+
+    objective: Callable[..., Objective]
+    start: Callable[[nn.Module], nn.Module] | None = None
+    presets: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -393,6 +504,8 @@ class System:
     """One published system: the line in its room's list is its registration.
 
     `call` is the user's one line, shown in the docs; `entry` is `module:Class`, imported on use.
+    `marks` are parameter names that together tell the authors' checkpoints from others: `load` then
+    calls the class's `from_official(state)`.
     """
 
     number: int
@@ -401,6 +514,7 @@ class System:
     url: str
     call: str
     entry: str
+    marks: tuple[str, ...] = ()
 
     @property
     def room(self) -> str:

@@ -291,14 +291,19 @@ def test_starts_from_a_clip_and_from_a_stored_configuration():
 
 
 def test_the_objective_trains_by_the_papers_recipe():
-    model, objective = XPool(tiny()), XPoolObjective(new_lr=3e-5)
+    model, objective = XPool(tiny()), XPoolObjective()
     assert isinstance(objective, PairObjective)
     old, new = objective.param_groups(model)
-    assert (old["lr"], new["lr"], old["weight_decay"], new["weight_decay"]) == (1e-6, 3e-5, 0.2, 0.2)
+    assert (old["lr_scale"], "lr_scale" in new, old["weight_decay"], new["weight_decay"]) == (
+        0.1,
+        False,
+        0.2,
+        0.2,
+    )
     assert {id(p) for p in new["params"]} == {id(p) for p in model.pool_frames.parameters()}
     assert len(old["params"]) + len(new["params"]) == len(list(model.parameters()))
     batch = {"clip": clips(), "text": tokens()}
-    optimizer = torch.optim.AdamW([{**old, "lr": 3e-3}, {**new, "lr": 3e-3}])
+    optimizer = torch.optim.AdamW([old, new], lr=3e-3)
     losses = []
     for _ in range(30):
         loss = objective(model, batch)["contrastive"]

@@ -114,7 +114,7 @@ def pixels(pixels_NSS3: np.ndarray) -> torch.Tensor:
 
 
 class PairBatches:
-    """Some pairs of a pool as batches to train on. Implements `moviola.train.loop.TrainingData`."""
+    """Some pairs of a pool as batches to train on. Implements `moviola.training.loop.TrainingData`."""
 
     def __init__(self, pool: LongTail, rows: np.ndarray) -> None:
         self.pixels_NSS3 = pool.pixels_NSS3[rows]

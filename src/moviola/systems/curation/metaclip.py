@@ -359,8 +359,8 @@ def run_claim(
     from moviola.clip.model import CLIP
     from moviola.data import long_tail as world
     from moviola.metrics.classification import per_class_accuracy
-    from moviola.train.loop import TrainConfig, train
-    from moviola.train.objectives import Contrastive
+    from moviola.training.loop import TrainConfig, train
+    from moviola.training.objectives import Contrastive
 
     pool = _claim_pool(seed, pairs)
     data = world.PairBatches(pool, claim_rows(arm, pool, seed))

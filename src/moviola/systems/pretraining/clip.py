@@ -3,7 +3,7 @@
 Every picture of a batch is compared with every sentence; the right pair must win its row and its
 column. After training, any sentence is a classifier: the picture's label is the sentence it is
 nearest to. The other systems of the house stand on this one, so its towers live in `moviola.clip`
-and its loss in `moviola.train.objectives`; this file is their entry in the list of systems.
+and its loss in `moviola.training.objectives`; this file is their entry in the list of systems.
 
 Radford, Kim, Hallacy, Ramesh, Goh, Agarwal, Sastry, Askell, Mishkin, Clark, Krueger, Sutskever:
 "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, arXiv 2103.00020.
@@ -34,7 +34,7 @@ from moviola.clip.keys import Keys, Rule
 from moviola.clip.model import CLIP
 from moviola.data.world import Scene, picture
 from moviola.metrics.classification import topk_accuracy
-from moviola.train.objectives import Contrastive
+from moviola.training.objectives import Contrastive
 from moviola.types import Claim, Example
 
 __all__ = [

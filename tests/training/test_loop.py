@@ -9,10 +9,10 @@ from torch import nn
 from moviola.clip.config import ClipConfig, TextConfig, VitConfig
 from moviola.clip.model import CLIP
 from moviola.data.hashing import hash_uniform
-from moviola.train.augment import random_resized_crop
-from moviola.train.loop import NotFinite, RowOrder, TrainConfig, train
-from moviola.train.objectives import Contrastive, decay_groups, multi_positive_loss
-from moviola.train.schedule import warmup_cosine
+from moviola.training.augment import random_resized_crop
+from moviola.training.loop import NotFinite, RowOrder, TrainConfig, train
+from moviola.training.objectives import Contrastive, decay_groups, multi_positive_loss
+from moviola.training.schedule import warmup_cosine
 from moviola.types import Objective, PairObjective, UsageError
 
 TINY = ClipConfig(

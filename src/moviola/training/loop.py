@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from moviola.data.hashing import permutation
-from moviola.train.schedule import warmup_cosine
+from moviola.training.schedule import warmup_cosine
 from moviola.types import Batch, ClipBatch, MoviolaError, Objective, UsageError
 
 
