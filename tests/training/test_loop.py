@@ -107,7 +107,7 @@ def test_a_partial_checkpoint_is_never_read(tmp_path):
 
 
 def test_a_nan_stops_the_run_and_names_the_rows(tmp_path):
-    with pytest.raises(NotFinite, match=r"at step \d+ \(epoch 0\), rows \["):
+    with pytest.raises(NotFinite, match=r"at step \d+ \(epoch 0\): contrastive nan.* Rows \["):
         train(make(), Contrastive(), Pairs(broken=3), CONFIG, tmp_path)
 
 
