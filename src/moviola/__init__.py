@@ -29,6 +29,8 @@ _LAZY = {
     "index": "moviola.verbs.index",
     "search": "moviola.verbs.search",
     "reproduce": "moviola.verbs.reproduce",
+    "train": "moviola.verbs.train",
+    "TrainRun": "moviola.verbs.train_run",
     "Video": "moviola.media",
 }
 
@@ -38,6 +40,7 @@ __all__ = [
     "Moment",
     "MoviolaError",
     "TimeSpan",
+    "TrainRun",
     "Video",
     "__version__",
     "classify",
@@ -52,6 +55,7 @@ __all__ = [
     "load",
     "reproduce",
     "search",
+    "train",
 ]
 
 if TYPE_CHECKING:
@@ -64,6 +68,8 @@ if TYPE_CHECKING:
     from moviola.verbs.load import export, info, load
     from moviola.verbs.reproduce import reproduce
     from moviola.verbs.search import search
+    from moviola.verbs.train import train
+    from moviola.verbs.train_run import TrainRun
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from moviola.clip.config import Activation
 
@@ -115,6 +116,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.width = width
+        self.checkpointing = False
         self.resblocks = nn.ModuleList(
             block(width, heads, mlp_ratio, act, causal=causal) for _ in range(layers)
         )
@@ -123,7 +125,10 @@ class Transformer(nn.Module):
         layers: dict[int, Tensor] = {}
         wanted = {t % len(self.resblocks) for t in taps}
         for n, block in enumerate(self.resblocks):
-            x_BLD = block(x_BLD)
+            if self.checkpointing and torch.is_grad_enabled():
+                x_BLD = checkpoint(block, x_BLD, use_reentrant=False)
+            else:
+                x_BLD = block(x_BLD)
             if n in wanted:
                 layers[n] = x_BLD
         return x_BLD, layers
@@ -138,3 +143,13 @@ class Transformer(nn.Module):
             elif isinstance(module, Mlp):
                 nn.init.normal_(module.c_fc.weight, std=(2 * self.width) ** -0.5)
                 nn.init.normal_(module.c_proj.weight, std=proj_std)
+
+
+def set_checkpointing(module: nn.Module, on: bool) -> None:
+    """Keep only each block's input for the backward pass, in every stack of blocks below `module`.
+
+    A third more arithmetic for a fraction of the memory; values and gradients stay the same.
+    """
+    for part in module.modules():
+        if isinstance(part, Transformer):
+            part.checkpointing = on

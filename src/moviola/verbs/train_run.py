@@ -78,7 +78,7 @@ class TrainRun:
             raise UsageError("scratch is for the architecture of init; a new model has new weights anyway.")
         if self.average is not None and (not 0 < self.average < 1 or self.scratch or self.model is not None):
             raise UsageError(
-                f"average is a share between 0 and 1 and needs trained weights to start from, got {self.average}."
+                f"average is a share between 0 and 1, of weights that go on from a model, got {self.average}."
             )
         for name in ("steps", "epochs", "batch_size", "micro_batch", "probe_every", "save_every"):
             value = getattr(self, name)
@@ -86,7 +86,9 @@ class TrainRun:
                 raise UsageError(f"{name} must be positive, got {value}.")
         low, high = self.crop_area
         if not 0 < low <= high <= 1:
-            raise UsageError(f"crop_area is two shares of the picture, 0 < least <= most <= 1, got {low}, {high}.")
+            raise UsageError(
+                f"crop_area is two shares of the picture, 0 < least <= most <= 1, got {low}, {high}."
+            )
         if not 0 <= self.flip <= 1:
             raise UsageError(f"flip is a chance between 0 and 1, got {self.flip}.")
         if self.hold_out is not None and self.hold_out < 0:
@@ -106,9 +108,7 @@ def _weighted(text: str) -> tuple[str, float]:
     try:
         return name, float(weight) if weight else 1.0
     except ValueError:
-        raise UsageError(
-            f"{text!r} is no objective with a weight.", hint="For example: siglip=0.5"
-        ) from None
+        raise UsageError(f"{text!r} is no objective with a weight.", hint="For example: siglip=0.5") from None
 
 
 def read_run(path: str | Path) -> TrainRun:
