@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ def resume(
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         before, held = json.loads(state["config"]), dict(state["identity"])
-    except (RuntimeError, EOFError, KeyError, ValueError, TypeError) as error:
+    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, UnpicklingError) as error:
         raise CheckpointError(
             f"{printable(path)} is no checkpoint of a run: {str(error).splitlines()[0][:120]}",
             hint="Move it away to start again.",
