@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moviola.types import Dtype, Refusal, UsageError
+from moviola.types import Dtype, Recipe, Refusal, System, UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from moviola.clip.loaded import Model
     from moviola.clip.native import Native
     from moviola.clip.tokenizer import Tokenizer
@@ -26,12 +28,12 @@ def load(
 ) -> Model:
     """A model ready to embed.
 
-    `source` is `builtin`; a model folder (ours, Hugging Face CLIP, OpenCLIP); an OpenAI `.pt`; a hub
-    id such as `openai/clip-vit-base-patch32`; or a system's slug with `init=` naming the CLIP to
-    start from (`load("xpool", init="builtin")`). `device` is auto, cpu, cuda or mps; `dtype` float32,
-    bfloat16 or float16; `tokenizer` a file (or what was read from it) for checkpoints that come without
-    one; `revision` a hub revision. Raises `CheckpointError` when it cannot be read, is of an unsupported
-    family, or is not there.
+    `source` is `builtin`; a model folder (ours, Hugging Face CLIP, OpenCLIP); an OpenAI `.pt`; the file of
+    a system's authors, told by the names in it; a hub id such as `openai/clip-vit-base-patch32`; or a
+    system's slug with `init=` naming the CLIP to start from (`load("xpool", init="builtin")`). `device` is
+    auto, cpu, cuda or mps; `dtype` float32, bfloat16 or float16; `tokenizer` a file (or what was read
+    from it) for checkpoints that come without one; `revision` a hub revision. Raises `CheckpointError`
+    when it cannot be read, is of an unsupported family, or is not there.
     """
     from moviola.clip.formats import BUILTIN_FOLDER
     from moviola.clip.formats import load as load_clip
@@ -51,6 +53,9 @@ def load(
             f"{source} is a system, not a checkpoint: it needs a CLIP to start from.",
             hint=f"Use load('{source}', init='builtin'), or another CLIP as init.",
         )
+    official = _official(path) if path.is_file() else None
+    if official is not None:
+        return _load_official(*official, path, device=device, dtype=dtype, tokenizer=tokenizer)
     return load_clip(source, device=device, dtype=dtype, tokenizer=tokenizer, revision=revision)
 
 
@@ -144,3 +149,62 @@ def _restore_system(native: Native, *, device: str, dtype: Dtype | None) -> Mode
         base=native.base,
         classes=native.classes,
     )
+
+
+_WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+
+
+def _official(path: Path) -> tuple[System, dict[str, Tensor]] | None:
+    """The system whose authors wrote this file of weights, told by the names in it, and its tensors."""
+    from moviola.clip.weights import is_torchscript, read_weights
+    from moviola.systems.registry import all_systems
+
+    if path.suffix.lower() not in _WEIGHTS or (path.suffix != ".safetensors" and is_torchscript(path)):
+        return None
+    state = read_weights(path)
+    for system in all_systems():
+        if system.marks and set(system.marks) <= set(state):
+            return system, state
+    return None
+
+
+def _load_official(
+    system: System,
+    state: dict[str, Tensor],
+    path: Path,
+    *,
+    device: str,
+    dtype: Dtype | None,
+    tokenizer: str | Path | Tokenizer | None,
+) -> Model:
+    from moviola.clip.library_tokenizer import read_tokenizer
+    from moviola.clip.loaded import Model as LoadedModel
+    from moviola.systems.registry import entry_class
+
+    module = entry_class(system).from_official(state)
+    given = read_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+    return LoadedModel(
+        module,
+        config=module.config.to_json(),
+        recipe=recipe_of(module),
+        tokenizer=given,
+        name=path.stem,
+        system=system.slug,
+        device=device,
+        dtype=dtype,
+        format=f"{system.slug}, official",
+    )
+
+
+def recipe_of(module: Any) -> Recipe:
+    """The recipe a system states for its weights; else OpenAI's at the size of its CLIP."""
+    own = getattr(module, "recipe", None)
+    if isinstance(own, Recipe):
+        return own
+    from moviola.clip.config import ClipConfig
+
+    config = getattr(module.config, "clip", module.config)
+    if not isinstance(config, ClipConfig):
+        raise UsageError(f"{type(module).__name__} states no recipe for its pictures.")
+    size = config.vision.image_size
+    return Recipe(size=(size, size) if isinstance(size, int) else size)

@@ -12,5 +12,6 @@ SYSTEMS: tuple[System, ...] = (
         "https://arxiv.org/abs/2203.15086",
         'moviola.load("a-trained-xpool").score(texts, frames_MTD)',
         "moviola.systems.retrieval.xpool:XPool",
+        marks=("pool_frames.cross_attn.q_proj.weight", "pool_frames.linear_proj.weight"),
     ),
 )

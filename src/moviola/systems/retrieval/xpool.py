@@ -37,7 +37,8 @@ from torch import Tensor, nn
 
 from moviola.clip.config import ClipConfig, TextConfig, VitConfig
 from moviola.clip.formats import hf
-from moviola.clip.keys import Keys, Rule
+from moviola.clip.formats.openai import infer_config
+from moviola.clip.keys import Keys, Rule, load_exact
 from moviola.clip.model import CLIP, mean_of_frames
 from moviola.data.planted import planted_frames
 from moviola.metrics.retrieval import retrieval_metrics
@@ -184,6 +185,15 @@ class XPool(nn.Module):
         made.clip.load_state_dict(clip.state_dict())
         return made.eval()
 
+    @classmethod
+    def from_official(cls, state: Mapping[str, Tensor]) -> XPool:
+        """The authors' checkpoint; sizes are read off its tensors, heads of 64 as in OpenAI's CLIPs."""
+        ours = keys_for(state).from_official(state)
+        towers = {k.removeprefix("clip."): v for k, v in ours.items() if k.startswith("clip.")}
+        made = cls(XPoolConfig(infer_config(towers, source="X-Pool checkpoint")))
+        load_exact(made, ours, source="X-Pool checkpoint")
+        return made.eval()
+
     @property
     def dim(self) -> int:
         return self.clip.dim
@@ -241,11 +251,7 @@ def pair_loss(scores_BB: Tensor) -> Tensor:
 
 
 class XPoolObjective(BasePairObjective):
-    """The paper's training of a whole `XPool`, CLIP included.
-
-    AdamW with weight decay 0.2 on everything, the pooler at 1e-5 (3e-5 on MSR-VTT 9k) and CLIP at a
-    tenth of it: `clip_lr_scale` times the run's learning rate.
-    """
+    """The paper's training of a whole `XPool`: the pooler at 1e-5 (3e-5 on MSR-VTT 9k), CLIP at a tenth."""
 
     needs: Needs = Needs((VideoField(), TextField()))
 

@@ -1,0 +1,67 @@
+"""`load` knows the authors' checkpoints by the names in them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import moviola
+from moviola.clip.config import ClipConfig, TextConfig, VitConfig
+from moviola.clip.formats.openai import infer_config
+from moviola.clip.model import CLIP
+from moviola.systems.registry import all_systems, entry_class, entry_module
+from moviola.types import CheckpointError
+
+MARKED = [system for system in all_systems() if system.marks]
+
+
+def clip() -> CLIP:
+    """Heads of 64, as released checkpoints have: their number is not in the weights."""
+    torch.manual_seed(0)
+    vision = VitConfig(image_size=32, patch_size=16, width=64, layers=1, heads=1)
+    text = TextConfig(vocab_size=8192, width=64, layers=1, heads=1)
+    return CLIP(ClipConfig(32, vision, text))
+
+
+def official(system):
+    """A model of the system and its weights under the authors' names."""
+    module, cls = entry_module(system), entry_class(system)
+    if hasattr(module, "official_example"):
+        return module.official_example()
+    made = cls.from_clip(clip()).eval()
+    return made, module.KEYS.to_official(made.state_dict())
+
+
+@pytest.mark.parametrize("system", MARKED, ids=lambda system: system.slug)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_authors_checkpoint_loads_by_its_names(system, wrapped, tmp_path):
+    if not hasattr(entry_class(system), "from_clip"):
+        pytest.skip("its own test builds the authors' checkpoint")
+    made, state = official(system)
+    state = {f"module.{k}": v for k, v in state.items()} if wrapped else state
+    torch.save({"epoch": 3, "state_dict": state} if wrapped else state, tmp_path / "theirs.pt")
+    loaded = moviola.load(tmp_path / "theirs.pt", device="cpu")
+    assert loaded.system == system.slug
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.module.encode_image(pixels), made.encode_image(pixels))
+    folder = loaded.save(tmp_path / "ours")
+    assert moviola.load(folder, device="cpu").hash == loaded.hash
+
+
+@pytest.mark.parametrize("system", MARKED, ids=lambda system: system.slug)
+def test_a_name_too_many_is_told(system, tmp_path):
+    if not hasattr(entry_class(system), "from_clip"):
+        pytest.skip("its own test builds the authors' checkpoint")
+    _, state = official(system)
+    torch.save({**state, "surprise.weight": torch.zeros(2)}, tmp_path / "theirs.pt")
+    with pytest.raises(CheckpointError, match="surprise"):
+        moviola.load(tmp_path / "theirs.pt", device="cpu")
+
+
+def test_a_plain_clip_is_still_a_plain_clip(tmp_path):
+    state = clip().state_dict()
+    torch.save(state, tmp_path / "plain.pt")
+    loaded = moviola.load(tmp_path / "plain.pt", device="cpu")
+    assert loaded.system == "clip"
+    assert infer_config(state, source="it").embed_dim == 32
