@@ -28,6 +28,7 @@ _LAZY = {
     "count_pool": "moviola.verbs.curate",
     "index": "moviola.verbs.index",
     "search": "moviola.verbs.search",
+    "reinforce": "moviola.verbs.reinforce",
     "reproduce": "moviola.verbs.reproduce",
     "train": "moviola.verbs.train",
     "TrainRun": "moviola.verbs.train_run",
@@ -53,6 +54,7 @@ __all__ = [
     "index",
     "info",
     "load",
+    "reinforce",
     "reproduce",
     "search",
     "train",
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     from moviola.verbs.evaluate import evaluate_retrieval, evaluate_zero_shot
     from moviola.verbs.index import index
     from moviola.verbs.load import export, info, load
+    from moviola.verbs.reinforce import reinforce
     from moviola.verbs.reproduce import reproduce
     from moviola.verbs.search import search
     from moviola.verbs.train import train

@@ -14,6 +14,7 @@ from moviola import types
 from moviola.cli import show
 from moviola.cli.curate import curate_app
 from moviola.cli.metadata import metadata_app
+from moviola.cli.reinforce import reinforce
 from moviola.cli.train import train_command
 
 app = typer.Typer(
@@ -63,6 +64,7 @@ app.add_typer(index_app, name="index")
 app.add_typer(curate_app, name="curate")
 app.add_typer(metadata_app, name="metadata")
 app.command("train")(train_command)
+app.command()(reinforce)
 
 
 @index_app.command("update")

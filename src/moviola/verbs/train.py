@@ -16,6 +16,7 @@ from torch import nn
 
 from moviola.clip.blocks import set_checkpointing
 from moviola.clip.loaded import Model, choose_device
+from moviola.data.reinforced import MANIFEST, read_manifest
 from moviola.data.rows import PairData, RowSource, check, held_out, open_rows
 from moviola.data.rows.feed import feed
 from moviola.files import atomic
@@ -132,7 +133,7 @@ def _train(
     processes: Processes,
     on_progress: Progress | None,
 ) -> TrainReport:
-    begun = start(run)
+    begun = start(run, offered=_stored(sources))
     source = open_rows(
         sources, columns=run.columns or None, root=None if run.image_root is None else Path(run.image_root)
     )
@@ -203,6 +204,14 @@ def _train(
         skipped=len(skipped.read_text().splitlines()) if skipped.exists() else 0,
         notes=tuple(notes),
     )
+
+
+def _stored(sources: Sequence[str | Path]) -> dict[str, Any]:
+    """Options that the data itself answers: the widths of a reinforced set's teachers."""
+    for source in sources:
+        if (Path(source) / MANIFEST).is_file():
+            return {"teacher_dims": read_manifest(source).dims}
+    return {}
 
 
 def _fed(

@@ -59,8 +59,8 @@ class Start:
     names: str
 
 
-def start(run: TrainRun) -> Start:
-    """The model and objective of a run.
+def start(run: TrainRun, *, offered: Mapping[str, Any] | None = None) -> Start:
+    """The model and objective of a run. `offered` are options for objectives that have them.
 
     Raises `UsageError` for names, presets and options that are not there, `Refusal` for systems that
     have no objective or do not fit the model.
@@ -75,7 +75,8 @@ def start(run: TrainRun) -> Start:
     known: set[str] = set()
     for name, weight, training in trainings:
         accepted = _accepted(training)
-        options = {key: value for key, value in run.options.items() if key in accepted}
+        options = {key: value for key, value in (offered or {}).items() if key in accepted}
+        options |= {key: value for key, value in run.options.items() if key in accepted}
         if run.weight_decay is not None and "weight_decay" in accepted:
             options["weight_decay"] = run.weight_decay
         known |= accepted
