@@ -386,7 +386,7 @@ class RegionField:
     """Up to `most` described boxes a picture, and where they lie after the picture's crop.
 
     `boxes` (B, most, 4) xyxy pixels of the picture as the tower sees it, `region_text` (B, most, L)
-    tokens, `region_mask` (B, most) bool. The table has `boxes` (lists of xyxy pixels of the stored
+    tokens, `region_mask` (B, most) bool. The table has `boxes` (lists of xyxy pixels of the upright
     picture) and `regions` (as many texts), and may have `region_scores` (the best `most` are taken).
     """
 

@@ -90,7 +90,7 @@ TRAINABLE = ["clip", "siglip"] + [
 def own_settings(objective):
     """Small heads and short episodes for the objectives that have them: (keyword settings, --set options)."""
     options = {
-        "protoclip": ({"episode_steps": 2}, {"prototypes": 4, "hidden": 16, "width": 8}),
+        "protoclip": ({"episode_steps": 2}, {"prototypes": 4}),
         "rs-m-clip": ({}, {"prototypes": 16, "local_crops": 2}),
     }
     return options.get(objective, ({}, {}))

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from moviola.types import CheckpointError, Recipe, UsageError
 
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 class Preprocess:
@@ -50,7 +50,7 @@ class Preprocess:
             raise CheckpointError(
                 f"The recipe scales to {self._target}, which is too small to crop {recipe.size} from it."
             )
-        if recipe.interpolation not in _FILTERS:
+        if recipe.interpolation not in FILTERS:
             raise CheckpointError(
                 f"The recipe asks for {recipe.interpolation!r} interpolation; known are bicubic and bilinear."
             )
@@ -69,10 +69,10 @@ class Preprocess:
         """One picture, in any Pillow mode, to pixels_CHW (float32)."""
         if min(image.size) < 1:
             raise UsageError(f"A picture needs at least one pixel, got {image.size[0]} x {image.size[1]}.")
-        image = _scalable(image)
+        image = scalable(image)
         height, width = self._scaled(image.height, image.width)
         if (width, height) != image.size:
-            image = image.resize((width, height), _FILTERS[self.recipe.interpolation])
+            image = image.resize((width, height), FILTERS[self.recipe.interpolation])
         top, left = self._offsets(height, width)
         rows, columns = self.recipe.size
         if (rows, columns) != (height, width):
@@ -135,7 +135,7 @@ class Preprocess:
         return round((height - rows) / 2), round((width - columns) / 2)
 
 
-def _scalable(image: Image.Image) -> Image.Image:
+def scalable(image: Image.Image) -> Image.Image:
     """The picture in a mode that Pillow scales with a filter and converts to RGB without clipping."""
     if image.mode in ("P", "PA"):
         return image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")

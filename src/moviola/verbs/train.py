@@ -246,7 +246,7 @@ def _config(run: TrainRun, begun: Start, count: int) -> TrainConfig:
         )
     epochs = 5.0 if run.epochs is None else run.epochs
     steps = run.steps or max(1, math.ceil(epochs * (count // batch)))
-    given = {
+    given: dict[str, Any] = {
         "lr": run.lr or recipe.get("lr") or (5e-4 if begun.new else 1e-5),
         "warmup": min(int(recipe.get("warmup", 200)), steps // 10) if run.warmup is None else run.warmup,
         "betas": run.betas or recipe.get("betas"),

@@ -65,6 +65,12 @@ def start(run: TrainRun, *, offered: Mapping[str, Any] | None = None) -> Start:
     Raises `UsageError` for names, presets and options that are not there, `Refusal` for systems that
     have no objective or do not fit the model.
     """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)  # new weights, heads and copies are the same in every process
+        return _start(run, offered or {})
+
+
+def _start(run: TrainRun, offered: Mapping[str, Any]) -> Start:
     trainings = [(name, weight, training_of(name)) for name, weight in run.objectives]
     leader = trainings[0]
     model, new = _model(run, leader[0], leader[2])
@@ -75,7 +81,7 @@ def start(run: TrainRun, *, offered: Mapping[str, Any] | None = None) -> Start:
     known: set[str] = set()
     for name, weight, training in trainings:
         accepted = _accepted(training)
-        options = {key: value for key, value in (offered or {}).items() if key in accepted}
+        options = {key: value for key, value in offered.items() if key in accepted}
         options |= {key: value for key, value in run.options.items() if key in accepted}
         if run.weight_decay is not None and "weight_decay" in accepted:
             options["weight_decay"] = run.weight_decay
@@ -115,21 +121,18 @@ def _accepted(training: Training) -> set[str]:
 
 
 def _model(run: TrainRun, name: str, training: Training) -> tuple[Model, bool]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)  # new weights, heads and copies are the same in every process
-        if run.model is not None:
-            return _new(run, name, training), True
-        source = BUILTIN if run.init is None else run.init
-        base = source if isinstance(source, Model) else load(source, device="cpu", tokenizer=run.tokenizer)
-        if run.scratch:
-            fresh = _rebuilt(base)
-            return _as_started(fresh, training, name, base=None), True
-        return _as_started(base, training, name, base={"name": base.name, "hash": base.hash}), False
+    if run.model is not None:
+        return _new(run, name, training), True
+    source = BUILTIN if run.init is None else run.init
+    base = source if isinstance(source, Model) else load(source, device="cpu", tokenizer=run.tokenizer)
+    if run.scratch:
+        return _as_started(_rebuilt(base), training, name, base=None), True
+    return _as_started(base, training, name, base={"name": base.name, "hash": base.hash}), False
 
 
 def _as_started(model: Model, training: Training, name: str, *, base: dict[str, Any] | None) -> Model:
     """The system's own model from this one, where the system has one; plain otherwise."""
-    module = training.start(model.module) if training.start is not None else model.module
+    module: Any = training.start(model.module) if training.start is not None else model.module
     system = model.system
     if name not in _PLAIN:
         registered = find(name)

@@ -63,6 +63,7 @@ class RowSource:
         self._shard_K = _row_numbers([np.full(len(shard.start_K), i) for i, shard in filled])
         self._number_K = _row_numbers([np.arange(len(shard.start_K)) for _, shard in filled])
         self._bytes_K = _row_numbers([shard.bytes_K for _, shard in filled])
+        self._group_K = self._groups()
         self.columns = self._column_names()
         self._cache: OrderedDict[int, tuple[frozenset[str], pa.Table]] = OrderedDict()
 
@@ -137,8 +138,7 @@ class RowSource:
         heavy_N = self._bytes_K[block_N] > 0
         # what is held already comes first, so that making room never drops what this read still needs
         held = [k for k in self._cache if heavy_N.any() and (block_N == k).any()]
-        # rising, since stretches of one row group are read forwards
-        fresh = [k for k in np.unique(block_N[heavy_N]).tolist() if k not in self._cache]
+        fresh = self._turns([k for k in dict.fromkeys(block_N[heavy_N].tolist()) if k not in self._cache])
         parts: list[tuple[np.ndarray, Shard, pa.Table]] = []
         for block in [*held, *fresh]:
             at = np.flatnonzero(block_N == block)
@@ -192,6 +192,24 @@ class RowSource:
             table = shard.block(int(self._number_K[block]), sorted(wanted))
         self._cache[block] = wanted, table
         return table
+
+    def _groups(self) -> np.ndarray:
+        """For each block the first block of its row group: itself, except where a row group was cut."""
+        group_K = np.arange(len(self._start_K))
+        for index, shard in enumerate(self._shards):
+            inner = getattr(shard, "group_K", None)
+            at = np.flatnonzero(self._shard_K == index)
+            if inner is not None and len(at):
+                _, first, back = np.unique(inner, return_index=True, return_inverse=True)
+                group_K[at] = at[0] + first[back]
+        return group_K
+
+    def _turns(self, blocks: list[int]) -> list[int]:
+        """Blocks to load, as the rows come, but those of one row group forwards, as they are decoded."""
+        waiting: dict[int, list[int]] = {}
+        for block in sorted(blocks, reverse=True):
+            waiting.setdefault(int(self._group_K[block]), []).append(block)
+        return [waiting[int(self._group_K[block])].pop() for block in blocks]
 
     def _make_room(self, size: int) -> None:
         total = size + sum(int(self._bytes_K[k]) for k in self._cache)
@@ -263,13 +281,7 @@ class RowSource:
 
     def _windows(self, seed: int, epoch: int, rows_K: np.ndarray) -> np.ndarray:
         """The window of each block. Stretches of one row group stay one after the other."""
-        group_K = np.arange(len(rows_K))
-        for index, shard in enumerate(self._shards):
-            at = np.flatnonzero(self._shard_K == index)
-            inner = getattr(shard, "group_K", None)
-            if inner is not None and len(at):
-                first_of = np.unique(inner, return_index=True)[1]
-                group_K[at] = at[0] + first_of[np.searchsorted(inner[first_of], inner)]
+        group_K = self._group_K
         key_K = hash_uint64(seed, group_K.astype(np.uint64), stream=_BLOCKS + (epoch << 24))
         turn_K = np.lexsort((np.arange(len(rows_K)), group_K, key_K))
         window_K = np.zeros(len(rows_K), np.int64)

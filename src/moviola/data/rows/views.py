@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from moviola.clip.preprocess import _FILTERS, Preprocess, _scalable
+from moviola.clip.preprocess import FILTERS, Preprocess, scalable
 from moviola.media.pictures import MOST_PIXELS, read_picture
 from moviola.types import Recipe, UsageError
 
@@ -102,7 +102,7 @@ class View(Preprocess):
         if self.whole:
             scaled = self._scaled(height, width)
             if scaled != (image.height, image.width):
-                image = image.resize(scaled[::-1], _FILTERS[self.recipe.interpolation])
+                image = image.resize(scaled[::-1], FILTERS[self.recipe.interpolation])
             top, left = self._offsets(*scaled)
             if scaled != (rows, columns):
                 image = image.crop((left, top, left + columns, top + rows))
@@ -116,7 +116,7 @@ class View(Preprocess):
                 min((left_f + wide) / shrunk, image.width),
                 min((top_f + tall) / shrunk, image.height),
             )
-            image = image.resize((columns, rows), _FILTERS[self.recipe.interpolation], box=box)
+            image = image.resize((columns, rows), FILTERS[self.recipe.interpolation], box=box)
             placed = Placed(left_f, top_f, columns / wide, rows / tall, (rows, columns), mirrored)
         pixels_HWC = np.array(image if image.mode == "RGB" else image.convert("RGB"))
         return (np.ascontiguousarray(pixels_HWC[:, ::-1]) if mirrored else pixels_HWC), placed
@@ -143,7 +143,7 @@ def look_at(
     except _DAMAGE:
         image = read_picture(source)  # says what is wrong; a picture that it can read after all is fine
         shrunk, upright = 1.0, (image.height, image.width)
-    image = _scalable(image)
+    image = scalable(image)
     pixels, places = [], []
     for view, numbers in zip(views, draws):
         one, placed = view.look(image, numbers, shrunk, upright)
