@@ -78,6 +78,10 @@ def pairs(count: int = 12) -> dict[str, Tensor]:
     }
 
 
+def named(key: str):
+    return lambda told: f"{key}: {told}"
+
+
 def gradients(model: nn.Module, objective: nn.Module) -> dict[str, Tensor]:
     named = {
         **dict(model.named_parameters()),
@@ -99,7 +103,7 @@ def test_caching_gives_the_plain_gradients(name, micro_batch):
     assert set(a) == set(b)
     assert len(a) > 40
     for key, value in a.items():
-        torch.testing.assert_close(b[key], value, rtol=1e-5, atol=1e-5, msg=lambda told, key=key: f"{key}: {told}")
+        torch.testing.assert_close(b[key], value, rtol=1e-5, atol=1e-5, msg=named(key))
     for key, value in plain[1].state_dict().items():
         torch.testing.assert_close(cached[1].state_dict()[key], value, rtol=1e-5, atol=1e-5)
 
@@ -244,6 +248,6 @@ def test_two_processes_give_the_plain_gradients(name, micro_batch, tmp_path):
         expected = gradients(*plain)
         assert set(got["grads"]) == set(expected)
         for key, value in expected.items():
-            torch.testing.assert_close(got["grads"][key], value, rtol=1e-5, atol=1e-5, msg=lambda told, key=key: f"{key}: {told}")
+            torch.testing.assert_close(got["grads"][key], value, rtol=1e-5, atol=1e-5, msg=named(key))
         for key, value in plain[1].state_dict().items():
             torch.testing.assert_close(got["state"][key], value, rtol=1e-5, atol=1e-5)
