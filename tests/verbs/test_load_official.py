@@ -8,6 +8,7 @@ import torch
 import moviola
 from moviola.clip.config import ClipConfig, TextConfig, VitConfig
 from moviola.clip.formats.openai import infer_config
+from moviola.clip.loaded import Model
 from moviola.clip.model import CLIP
 from moviola.systems.registry import all_systems, entry_class, entry_module
 from moviola.types import CheckpointError
@@ -26,9 +27,11 @@ def clip() -> CLIP:
 def official(system):
     """A model of the system and its weights under the authors' names."""
     module, cls = entry_module(system), entry_class(system)
-    if hasattr(module, "official_example"):
-        return module.official_example()
-    made = cls.from_clip(clip()).eval()
+    if system.slug == "grain":  # its authors' towers normalise queries and keys, a plain CLIP's do not
+        config = module.GrainConfig(clip().config, width=512, heads=8, layers=1, hidden=64)
+        made = cls(config).eval()
+    else:
+        made = cls.from_clip(clip()).eval()
     return made, module.KEYS.to_official(made.state_dict())
 
 
@@ -65,3 +68,17 @@ def test_a_plain_clip_is_still_a_plain_clip(tmp_path):
     loaded = moviola.load(tmp_path / "plain.pt", device="cpu")
     assert loaded.system == "clip"
     assert infer_config(state, source="it").embed_dim == 32
+
+
+@pytest.mark.parametrize("slug", ["long-clip", "protoclip"])
+def test_a_systems_plain_clip_is_exported(slug, tmp_path):
+    base = clip()
+    tokenizer = moviola.load("builtin", device="cpu").tokenizer
+    model = Model(base, config=base.config.to_json(), tokenizer=tokenizer, device="cpu")
+    model = moviola.load(slug, init=model, device="cpu")
+    folder = moviola.export(model, tmp_path / "plain", format="openclip")
+    again = moviola.load(folder, device="cpu")
+    assert again.system == "clip"
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(again.module.encode_image(pixels), model.module.encode_image(pixels))

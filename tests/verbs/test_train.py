@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -287,3 +288,34 @@ def test_rows_that_cannot_be_used(files, tmp_path):
     pq.write_table(pa.Table.from_pylist(same), tmp_path / "same.parquet")
     with pytest.raises(UsageError, match="captions looked at are the same"):
         moviola.train(tmp_path / "same.parquet", tmp_path / "b", **SETTINGS)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(files, tmp_path):
+    pytest.importorskip("accelerate")
+    whole = moviola.train(
+        files / "pairs.parquet", tmp_path / "one", model=files / "small.json", device="cpu", **SETTINGS
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen(
+            command(files, tmp_path / "two", "clip", files / "pairs.parquet", ["--device", "cpu"]),
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in started:
+        _, told = process.communicate(timeout=200)
+        assert process.returncode == 0, told[-2000:]
+    for a, b in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert b == pytest.approx(a, rel=1e-3, abs=1e-6)
+    text = ["a red circle"]
+    one, two = (moviola.load(tmp_path / name / "model").embed_texts(text) for name in ("one", "two"))
+    np.testing.assert_allclose(one, two, atol=1e-3)
+    assert whole.steps == SETTINGS["steps"]

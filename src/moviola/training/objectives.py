@@ -21,7 +21,7 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
     plain: list[Tensor] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            exempt = parameter.ndim < 2 or name.endswith("positional_embedding")
+            exempt = parameter.ndim < 2 or "positional_embedding" in name.rpartition(".")[2]
             (plain if exempt else decay).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 

@@ -82,10 +82,33 @@ def info(source: str | Path = BUILTIN, *, revision: str | None = None) -> dict[s
 
 
 def export(model: str | Path | Model, folder: str | Path, *, format: str = "hf") -> Path:
-    """Write `model` as a Hugging Face (`hf`) or OpenCLIP (`openclip`) folder, whole or not at all."""
+    """Write `model` as a Hugging Face (`hf`) or OpenCLIP (`openclip`) folder, whole or not at all.
+
+    A system's model that has a plain CLIP in it (`to_clip`) is written as that.
+    """
     from moviola.clip.formats import export as export_clip
 
-    return export_clip(as_model(model, device="cpu"), folder, format=format)
+    return export_clip(_plain(as_model(model, device="cpu")), folder, format=format)
+
+
+def _plain(model: Model) -> Model:
+    """The plain CLIP inside a system's model, where there is one; else the model itself."""
+    from moviola.clip.loaded import Model as LoadedModel
+
+    if model.system == "clip" or not hasattr(model.module, "to_clip"):
+        return model
+    module: Any = model.module
+    clip = module.to_clip()
+    return LoadedModel(
+        clip,
+        config=clip.config.to_json(),
+        recipe=model.recipe,
+        tokenizer=model.tokenizer,
+        name=model.name,
+        device="cpu",
+        licence=model.licence,
+        base=model.base,
+    )
 
 
 def _is_slug(name: str) -> bool:

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -55,7 +55,7 @@ from moviola.data import framed
 from moviola.parts.projection import primary_components
 from moviola.training.brief import fit
 from moviola.training.nce import info_nce
-from moviola.training.objectives import BasePairObjective, Contrastive, decay_groups
+from moviola.training.objectives import BasePairObjective, Contrastive
 from moviola.types import (
     Batch,
     Claim,
@@ -296,14 +296,6 @@ class LongClipObjective(BasePairObjective):
             )
         matched = torch.cat([primary_components(image_BE[rows], self.components) for rows in parts])
         return matched[torch.cat(parts).argsort()]
-
-    def param_groups(self, model: nn.Module) -> Iterable[dict[str, Any]]:
-        """As everywhere; the second table of positions does not decay either."""
-        tables = {id(p) for name, p in model.named_parameters() if name.endswith("positional_embedding_res")}
-        decay, plain = decay_groups(nn.ModuleList([model, self]), self.weight_decay)
-        plain["params"] += [p for p in decay["params"] if id(p) in tables]
-        decay["params"] = [p for p in decay["params"] if id(p) not in tables]
-        return [decay, plain]
 
 
 TRAINING = Training(
