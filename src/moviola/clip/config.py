@@ -82,13 +82,14 @@ class ClipConfig:
         vision_class = ResNetConfig if vision.get("kind") == "resnet" else VitConfig
         return cls(
             embed_dim=data["embed_dim"],
-            vision=_build(vision_class, vision),
-            text=_build(TextConfig, data["text"]),
+            vision=build_config(vision_class, vision),
+            text=build_config(TextConfig, data["text"]),
             activation=data["activation"],
         )
 
 
-def _build(cls: Any, data: Mapping[str, Any]) -> Any:
+def build_config(cls: Any, data: Mapping[str, Any]) -> Any:
+    """A flat configuration from its JSON form: lists become tuples, unknown fields are an error."""
     unknown = sorted(set(data) - {f.name for f in fields(cls)})
     if unknown:
         raise CheckpointError(

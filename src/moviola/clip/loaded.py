@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from moviola.clip.config import ClipConfig
+from moviola.clip.library_tokenizer import AnyTokenizer
 from moviola.clip.model import CLIP, mean_of_frames
 from moviola.clip.native import Native, assign, write_native
 from moviola.clip.preprocess import Preprocess
@@ -93,7 +94,7 @@ class Model:
         *,
         config: Mapping[str, Any],
         recipe: Recipe | None = None,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: AnyTokenizer | None = None,
         name: str = "model",
         system: str = "clip",
         device: Device = "auto",
@@ -128,7 +129,7 @@ class Model:
         if self._channels_last:  # RN50 ran 1.08 times as fast so on one core; a plain ViT gains nothing
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def _fit(self, tokenizer: Tokenizer | None) -> Tokenizer | None:
+    def _fit(self, tokenizer: AnyTokenizer | None) -> AnyTokenizer | None:
         if tokenizer is None or not self._encoder.has_text:
             return None
         tokenizer = tokenizer.with_context(self._encoder.context_length)
@@ -138,6 +139,13 @@ class Model:
             raise CheckpointError(
                 f"The tokenizer has ids up to {tokenizer.size - 1}, "
                 f"the text tower knows {table.num_embeddings} tokens.",
+                hint="Give the tokenizer that belongs to this checkpoint.",
+            )
+        pad_id = getattr(self.module, "pad_id", 0)
+        if tokenizer.pad_id != pad_id:
+            raise CheckpointError(
+                f"The tokenizer fills short texts up with id {tokenizer.pad_id}, "
+                f"the text tower takes id {pad_id} as padding.",
                 hint="Give the tokenizer that belongs to this checkpoint.",
             )
         if text is not None and text.eot_id is None and tokenizer.end_id != tokenizer.size - 1:
@@ -300,8 +308,9 @@ class Model:
         """Texts to vectors_ND. Too long a text raises `UsageError`, or is cut with a warning."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         tokens_NL = torch.from_numpy(self._tokenize(texts, truncate))
+        pad_id = self.tokenizer.pad_id if self.tokenizer else 0
         # texts of like length share a batch, since the tower stops at the batch's longest
-        lengths_N = (tokens_NL != 0).sum(1)
+        lengths_N = tokens_NL.ne(pad_id).sum(1)
         order_N = torch.argsort(lengths_N, stable=True)
         chunks = order_N.split(_check_batch(batch_size)) if len(texts) else ()
         sorted_ND = self._gather((self._encode_tokens(tokens_NL[rows]) for rows in chunks), normalize)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from moviola.clip.keys import check_exact
-from moviola.clip.tokenizer import Tokenizer
+from moviola.clip.library_tokenizer import AnyTokenizer, read_tokenizer
 from moviola.types import CheckpointError, Recipe, printable
 
 MANIFEST, WEIGHTS = "moviola.json", "model.safetensors"
@@ -39,7 +39,7 @@ class Native:
     base: dict[str, Any] | None
     classes: list[str] | None
     licence: str | None
-    tokenizer: Tokenizer | None
+    tokenizer: AnyTokenizer | None
     state: dict[str, Tensor]
 
 
@@ -64,7 +64,7 @@ def read_native(folder: str | Path) -> Native:
     recipe = Recipe.from_json(data["recipe"])
     tokenizer = None
     if (folder / "tokenizer.json").is_file():
-        tokenizer = Tokenizer.from_file(folder / "tokenizer.json", context_length=recipe.context_length)
+        tokenizer = read_tokenizer(folder / "tokenizer.json", context_length=recipe.context_length)
         if recipe.tokenizer is not None and recipe.tokenizer != tokenizer.hash:
             raise CheckpointError(
                 f"{printable(folder)} was made with another tokenizer: its recipe names {recipe.tokenizer}, "
@@ -92,7 +92,7 @@ def write_native(
     config: Mapping[str, Any],
     recipe: Recipe,
     state: Mapping[str, Tensor],
-    tokenizer: Tokenizer | None = None,
+    tokenizer: AnyTokenizer | None = None,
     base: Mapping[str, Any] | None = None,
     classes: Sequence[str] | None = None,
     licence: str | None = None,

@@ -69,6 +69,8 @@ class Tokenizer:
     at the largest id need it to be the largest.
     """
 
+    pad_id = 0
+
     def __init__(
         self,
         vocab: Mapping[str, int],
@@ -157,7 +159,7 @@ class Tokenizer:
             full = [self.start_id, *ids, self.end_id]
             if len(full) > self.context_length:
                 problem = (
-                    f"The text {_quote(text)} needs {len(full)} tokens, "
+                    f"The text {quote(text)} needs {len(full)} tokens, "
                     f"the model's context holds {self.context_length}."
                 )
                 if not truncate:
@@ -190,7 +192,7 @@ class Tokenizer:
         for text in texts:
             if not isinstance(text, str):
                 raise UsageError(f"A text must be a string, got {type(text).__name__}.")
-        cleaned = [clean(_no_surrogates(text)) for text in texts]
+        cleaned = [clean(no_surrogates(text)) for text in texts]
         encoded = [e.ids for e in self._backend.encode_batch(cleaned, add_special_tokens=False)]
         for row, text in enumerate(cleaned):
             if START in text or END in text:
@@ -240,7 +242,7 @@ class Tokenizer:
         if path.name == "merges.txt" and path.with_name("vocab.json").is_file():
             return cls._from_pair(path.with_name("vocab.json"), path, context_length)
         if path.suffix == ".json":
-            return cls._from_json(_read_json(path), str(printable(path)), context_length)
+            return cls.from_json(read_json(path), str(printable(path)), context_length)
         if path.name.endswith((".txt", ".txt.gz")):
             return cls.from_merges(_read_merges(path)[:_OPENAI_MERGES], context_length=context_length)
         raise CheckpointError(
@@ -252,11 +254,11 @@ class Tokenizer:
     def _from_pair(cls, vocab_path: Path, merges_path: Path, context_length: int) -> Tokenizer:
         if not merges_path.is_file():
             raise CheckpointError(f"{printable(vocab_path)} needs merges.txt beside it.")
-        vocab = _vocab(_read_json(vocab_path), str(printable(vocab_path)))
+        vocab = _vocab(read_json(vocab_path), str(printable(vocab_path)))
         config = vocab_path.with_name("tokenizer_config.json")
-        names = _read_json(config) if config.is_file() else {}
+        names = read_json(config) if config.is_file() else {}
         start, end, unknown = (
-            _token_name(names.get(key), default)
+            token_name(names.get(key), default)
             for key, default in (("bos_token", START), ("eos_token", END), ("unk_token", None))
         )
         full = {s + tail for s in byte_symbols() for tail in ("", WORD_END)} <= vocab.keys()
@@ -270,7 +272,8 @@ class Tokenizer:
         )
 
     @classmethod
-    def _from_json(cls, data: Any, source: str, context_length: int) -> Tokenizer:
+    def from_json(cls, data: Any, source: str, context_length: int = 77) -> Tokenizer:
+        """From the content of a `tokenizer.json`; `source` names it in errors."""
         model = data.get("model") if isinstance(data, dict) else None
         if not isinstance(model, dict) or "vocab" not in model:
             raise CheckpointError(f"{source} is not a file of the tokenizers library: it has no model.")
@@ -288,7 +291,7 @@ class Tokenizer:
         vocab = _vocab(model["vocab"], source)
         for added in data.get("added_tokens") or []:
             vocab.setdefault(added["content"], added["id"])
-        start, end = _marks(data.get("post_processor"))
+        start, end = marks_of(data.get("post_processor"))
         full = {s + tail for s in byte_symbols() for tail in ("", WORD_END)} <= vocab.keys()
         return cls(
             vocab,
@@ -433,17 +436,17 @@ def _splitter(pattern: str) -> Any:
     )
 
 
-def _no_surrogates(text: str) -> str:
+def no_surrogates(text: str) -> str:
     """File names with undecodable bytes carry lone surrogates, which no encoder takes."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
     shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
     return f'"{printable(shown)}" ({len(text)} characters)'
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -474,13 +477,13 @@ def _vocab(data: Any, source: str) -> dict[str, int]:
     return dict(data)
 
 
-def _token_name(value: Any, default: str | None) -> str | None:
+def token_name(value: Any, default: str | None) -> str | None:
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else default
 
 
-def _marks(processor: Any) -> tuple[str | None, str | None]:
+def marks_of(processor: Any) -> tuple[str | None, str | None]:
     """Start and end token of a tokenizer.json, where its post-processor names them."""
     if not isinstance(processor, dict):
         return None, None

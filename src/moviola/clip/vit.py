@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -43,8 +44,32 @@ class ConvStage(nn.Module):
         return x_BCHW
 
 
+PositionResizing = Literal["antialias", "dino"]
+
+
+def resized_positions(
+    table_LD: Tensor, old: tuple[int, int], new: tuple[int, int], method: PositionResizing = "antialias"
+) -> Tensor:
+    """A position table (class token first) for another grid of patches, by bicubic interpolation.
+
+    `antialias` smooths before it shrinks. `dino` does not, and scales by (new + 0.1) / old, as DINO's
+    release does so that rounding never loses a row: its crops see slightly shifted places.
+    """
+    table_1DHW = table_LD[1:].T.unflatten(1, old)[None]
+    if method == "antialias":
+        made_1DHW = F.interpolate(table_1DHW, new, mode="bicubic", antialias=True)
+    else:
+        scale = ((new[0] + 0.1) / old[0], (new[1] + 0.1) / old[1])
+        made_1DHW = F.interpolate(table_1DHW, scale_factor=scale, mode="bicubic")
+    return torch.cat([table_LD[:1], made_1DHW[0].flatten(1).T])
+
+
 class VisionTransformer(nn.Module):
-    """pixels_BCHW -> TowerOutput with vector_BE and tokens_BLD (every token after `ln_post`)."""
+    """pixels_BCHW -> TowerOutput with vector_BE and tokens_BLD (every token after `ln_post`).
+
+    `resize_positions` lets it take pictures of other sizes, its positions interpolated as
+    `position_resizing` says.
+    """
 
     def __init__(
         self, config: VitConfig, embed_dim: int, act: Activation, *, block: Block = ResidualBlock
@@ -52,6 +77,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.resize_positions = False
+        self.position_resizing: PositionResizing = "antialias"
         width, (rows, columns) = config.width, config.grid
         widths = (3, *(width for width, _ in config.stem))
         self.stem = nn.Sequential(
@@ -82,9 +108,7 @@ class VisionTransformer(nn.Module):
                 f"(a grid of {self.config.grid} patches), got a grid of {grid}.",
                 hint="Set resize_positions=True on the tower to interpolate its position table.",
             )
-        table_DHW = self.positional_embedding[1:].T.unflatten(1, self.config.grid)
-        resized_DHW = F.interpolate(table_DHW[None], grid, mode="bicubic", antialias=True)[0]
-        return torch.cat([self.positional_embedding[:1], resized_DHW.flatten(1).T])
+        return resized_positions(self.positional_embedding, self.config.grid, grid, self.position_resizing)
 
     def embed(self, pixels_BCHW: Tensor) -> Tensor:
         """Pixels to the tokens the first block sees (patches, class token, positions, `ln_pre`)."""

@@ -10,9 +10,9 @@ from moviola.types import Dtype, Recipe, Refusal, System, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from moviola.clip.library_tokenizer import AnyTokenizer
     from moviola.clip.loaded import Model
     from moviola.clip.native import Native
-    from moviola.clip.tokenizer import Tokenizer
 
 BUILTIN = "builtin"
 
@@ -23,7 +23,7 @@ def load(
     init: str | Path | Model | None = None,
     device: str = "auto",
     dtype: Dtype | None = None,
-    tokenizer: str | Path | Tokenizer | None = None,
+    tokenizer: str | Path | AnyTokenizer | None = None,
     revision: str | None = None,
 ) -> Model:
     """A model ready to embed.
@@ -53,6 +53,11 @@ def load(
             f"{source} is a system, not a checkpoint: it needs a CLIP to start from.",
             hint=f"Use load('{source}', init='builtin'), or another CLIP as init.",
         )
+    if path.is_dir() and (weights := _library_text_weights(path)) is not None:
+        beside = path / "tokenizer.json"
+        if tokenizer is None and beside.is_file():
+            tokenizer = beside
+        path = weights
     official = _official(path) if path.is_file() else None
     if official is not None:
         return _load_official(*official, path, device=device, dtype=dtype, tokenizer=tokenizer)
@@ -64,7 +69,7 @@ def as_model(
     *,
     device: str = "auto",
     dtype: Dtype | None = None,
-    tokenizer: str | Path | Tokenizer | None = None,
+    tokenizer: str | Path | AnyTokenizer | None = None,
 ) -> Model:
     """A loaded model as it is, anything else through `load`."""
     from moviola.clip.loaded import Model as LoadedModel
@@ -123,7 +128,7 @@ def _start_system(
     *,
     device: str,
     dtype: Dtype | None,
-    tokenizer: str | Path | Tokenizer | None,
+    tokenizer: str | Path | AnyTokenizer | None,
 ) -> Model:
     from moviola.clip.loaded import Model as LoadedModel
     from moviola.systems.registry import entry_class, find
@@ -174,6 +179,17 @@ def _restore_system(native: Native, *, device: str, dtype: Dtype | None) -> Mode
     )
 
 
+def _library_text_weights(folder: Path) -> Path | None:
+    """The weights of an OpenCLIP folder whose text tower is a library's model (`hf_model_name`)."""
+    from moviola.clip.formats import openclip
+
+    if not (folder / openclip.CONFIG).is_file():
+        return None
+    if "hf_model_name" not in (openclip.model_config(folder / openclip.CONFIG).get("text_cfg") or {}):
+        return None
+    return next((folder / name for name in openclip.WEIGHTS if (folder / name).is_file()), None)
+
+
 _WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
@@ -198,7 +214,7 @@ def _load_official(
     *,
     device: str,
     dtype: Dtype | None,
-    tokenizer: str | Path | Tokenizer | None,
+    tokenizer: str | Path | AnyTokenizer | None,
 ) -> Model:
     from moviola.clip.library_tokenizer import read_tokenizer
     from moviola.clip.loaded import Model as LoadedModel

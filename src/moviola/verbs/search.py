@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+    from moviola.clip.library_tokenizer import AnyTokenizer
     from moviola.clip.loaded import Model
-    from moviola.clip.tokenizer import Tokenizer
     from moviola.store.index import Index
     from moviola.store.moments import Found, MomentSettings
 
@@ -219,9 +219,9 @@ def _model_of(
     return load(source, device=device, dtype=dtype, tokenizer=tokenizer or remembered)
 
 
-def _remembered(index: Index) -> Tokenizer | None:
+def _remembered(index: Index) -> AnyTokenizer | None:
     """The tokenizer the index was made with, read again; `StoreError` if it is gone or another by now."""
-    from moviola.clip.tokenizer import Tokenizer
+    from moviola.clip.library_tokenizer import read_tokenizer
 
     card = index.manifest.model
     if card.tokenizer is None:
@@ -233,7 +233,7 @@ def _remembered(index: Index) -> Tokenizer | None:
             hint="Say where it lies now: --tokenizer FILE (give it to moviola index once, and it is "
             "remembered).",
         )
-    tokenizer = Tokenizer.from_file(card.tokenizer)
+    tokenizer = read_tokenizer(card.tokenizer)
     if tokenizer.hash != card.tokenizer_hash:
         raise StoreError(
             f"The tokenizer {where} has changed since the index {folder} was made with it "

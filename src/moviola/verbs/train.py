@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from moviola.types import Batch
 
 RUN, MODEL, AVERAGED = "run.json", "model", "model-averaged"
-_SHOWS = Needs((PictureField(area=(1.0, 1.0)), TextField()))
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,8 @@ def _train(
     set_checkpointing(module, run.checkpoint_activations)
     who = identity(run, begun, rows.fingerprint)
     _describe(folder, run, config, who, sources, processes)
-    probes = _Probes(run, begun, device, prepared(kept, _SHOWS) if kept is not None else None)
+    shown = None if kept is None else prepared(kept, _shown(begun.objective.needs))
+    probes = _Probes(run, begun, device, shown)
     before_weights = (
         {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
         if run.average is not None
@@ -212,6 +212,13 @@ def _stored(sources: Sequence[str | Path]) -> dict[str, Any]:
         if (Path(source) / MANIFEST).is_file():
             return {"teacher_dims": read_manifest(source).dims}
     return {}
+
+
+def _shown(needs: Needs) -> Needs:
+    """What retrieval is measured with: whole pictures, and the objective's own first text."""
+    texts = [field for field in needs.fields if isinstance(field, TextField) and not field.optional]
+    text = replace(texts[0], name="text") if texts else TextField()
+    return Needs((PictureField(area=(1.0, 1.0)), text))
 
 
 def _fed(

@@ -11,6 +11,7 @@ from moviola.clip import hub
 from moviola.clip.config import ClipConfig, VitConfig
 from moviola.clip.formats import hf, openai, openclip
 from moviola.clip.formats.common import SUPPORTED, Parts, refuse
+from moviola.clip.library_tokenizer import AnyTokenizer
 from moviola.clip.loaded import Device, Dtype, Model, from_native
 from moviola.clip.model import CLIP
 from moviola.clip.native import assign, is_native, read_json, read_native
@@ -46,7 +47,7 @@ def load(
     *,
     device: Device = "auto",
     dtype: Dtype | torch.dtype | None = None,
-    tokenizer: str | Path | Tokenizer | None = None,
+    tokenizer: str | Path | AnyTokenizer | None = None,
     revision: str | None = None,
 ) -> Model:
     """Load a plain CLIP from a folder, a file or a hub id.
@@ -158,12 +159,12 @@ def _check_config(path: Path) -> None:
         openclip.read_config(openclip.model_config(path), source=str(printable(path.parent)))
 
 
-def _tokenizer(given: str | Path | Tokenizer) -> Tokenizer:
-    return given if isinstance(given, Tokenizer) else Tokenizer.from_file(given)
+def _tokenizer(given: str | Path | AnyTokenizer) -> AnyTokenizer:
+    return Tokenizer.from_file(given) if isinstance(given, str | Path) else given
 
 
 def _assemble(
-    parts: Parts, tokenizer: Tokenizer | None, device: Device, dtype: Dtype | torch.dtype | None
+    parts: Parts, tokenizer: AnyTokenizer | None, device: Device, dtype: Dtype | torch.dtype | None
 ) -> Model:
     with torch.device("meta"):
         module = CLIP(parts.config)

@@ -268,13 +268,17 @@ def write(model: Model, folder: Path) -> Path:
             f"'{model.name}' scales pictures so that they cover {made}; this format has one short side."
         )
 
+    tokenizer = model.tokenizer
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        raise Refusal(f"'{model.name}' has a tokenizer of another family than CLIP's; this format has none.")
+
     def fill(temporary: Path) -> None:
         _dump(temporary / "config.json", config_json(config, model))
         _dump(temporary / "preprocessor_config.json", _processor_json(model.recipe))
         state = KEYS.to_official(model.module.state_dict())
         write_safetensors(temporary / "model.safetensors", state)
-        if model.tokenizer is not None:
-            write_tokenizer(model.tokenizer, temporary)
+        if tokenizer is not None:
+            write_tokenizer(tokenizer, temporary)
 
     return write_folder(folder, fill, marker=None)
 
