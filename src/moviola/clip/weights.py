@@ -111,8 +111,18 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     return _state_dict(data, path)
 
 
+_TWO_MODELS = {"backbone_state_dict": "clip.", "state_dict": "decoder."}
+
+
 def _state_dict(data: Any, path: Path) -> dict[str, Tensor]:
-    """The tensors by name, out of the wrappings that training scripts put around them."""
+    """The tensors by name, out of the wrappings that training scripts put around them.
+
+    A file with a `backbone_state_dict` beside its `state_dict` holds two models (GRAIN's does): their names
+    begin with `clip.` and `decoder.` then.
+    """
+    if isinstance(data, Mapping) and all(isinstance(data.get(name), Mapping) for name in _TWO_MODELS):
+        parts = ((prefix, _state_dict(data[name], path)) for name, prefix in _TWO_MODELS.items())
+        return {f"{prefix}{key}": value for prefix, part in parts for key, value in part.items()}
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(data, Mapping) and isinstance(data.get(key), Mapping):
             data = data[key]
