@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFilter
 
 from moviola.data import world_shapes
+from moviola.data.word_tokens import word_tokens
 from moviola.data.world_shapes import LARGEST_TURN, OUTLINES
 from moviola.types import UsageError
 
@@ -183,13 +184,12 @@ def vocabulary_size() -> int:
 
 def tokens(texts: Sequence[str]) -> torch.Tensor:
     """tokens_NL int64 for texts of this world; raises `UsageError` for a word it does not know."""
-    numbers, made_NL = _numbers(), np.zeros((len(texts), CONTEXT_LENGTH), np.int64)
-    for row_L, text in zip(made_NL, texts, strict=True):
-        words = text.replace(".", " ").split()[: CONTEXT_LENGTH - 1]
-        unknown = [word for word in words if word not in numbers]
-        if unknown:
-            raise UsageError(f"The described scenes have no word {unknown[0]!r}, met in {text!r}.")
-        row_L[: len(words) + 1] = [*(numbers[word] for word in words), len(numbers) + 1]
+    made_NL = word_tokens(
+        [text.replace(".", " ") for text in texts],
+        _numbers(),
+        CONTEXT_LENGTH,
+        world="The described scenes have",
+    )
     return torch.from_numpy(made_NL)
 
 

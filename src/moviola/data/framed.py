@@ -24,8 +24,8 @@ from moviola.clip.config import ClipConfig, TextConfig, VitConfig
 from moviola.clip.model import CLIP
 from moviola.data import long_tail, world_shapes
 from moviola.data.long_tail import CLASSES, COLOURS
+from moviola.data.word_tokens import word_tokens
 from moviola.metrics.retrieval import retrieval_metrics
-from moviola.types import UsageError
 
 HALVES = ("top", "bottom")
 IDLE = "this is a small picture that nobody took"
@@ -110,14 +110,7 @@ def vocabulary_size() -> int:
 
 def tokens(texts: Sequence[str], length: int) -> np.ndarray:
     """tokens_NL int64; what does not fit before the closing token is cut off."""
-    numbers, made_NL = _numbers(), np.zeros((len(texts), length), np.int64)
-    for row_L, text in zip(made_NL, texts, strict=True):
-        pieces = _pieces(text)[: length - 1]
-        unknown = [piece for piece in pieces if piece not in numbers]
-        if unknown:
-            raise UsageError(f"The framed pictures have no word {unknown[0]!r}, met in {text!r}.")
-        row_L[: len(pieces) + 1] = [*(numbers[piece] for piece in pieces), len(numbers) + 1]
-    return made_NL
+    return word_tokens(texts, _numbers(), length, world="The framed pictures have", words=_pieces)
 
 
 def towers(context_length: int) -> ClipConfig:

@@ -24,6 +24,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from moviola.data import world_shapes
+from moviola.data.word_tokens import word_tokens
 from moviola.data.world_shapes import LARGEST_TURN, OUTLINES
 from moviola.types import UsageError
 
@@ -191,14 +192,9 @@ def vocabulary_size() -> int:
 
 def tokens(texts: Sequence[str]) -> np.ndarray:
     """tokens_NL int64, for texts of this world; raises `UsageError` for a word it does not know."""
-    numbers, made_NL = _piece_numbers(), np.zeros((len(texts), CONTEXT_LENGTH), np.int64)
-    for row_L, text in zip(made_NL, texts, strict=True):
-        pieces = _pieces(text)[: CONTEXT_LENGTH - 1]
-        unknown = [piece for piece in pieces if piece not in numbers]
-        if unknown:
-            raise UsageError(f"The long-tailed world has no word {unknown[0]!r}, met in {text!r}.")
-        row_L[: len(pieces) + 1] = [*(numbers[piece] for piece in pieces), len(numbers) + 1]
-    return made_NL
+    return word_tokens(
+        texts, _piece_numbers(), CONTEXT_LENGTH, world="The long-tailed world has", words=_pieces
+    )
 
 
 # --------------------------------------------------------------------------------------------------

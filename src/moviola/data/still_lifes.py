@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw
 from moviola.clip.config import ClipConfig, TextConfig, VitConfig
 from moviola.clip.model import CLIP
 from moviola.data import world_shapes
+from moviola.data.word_tokens import word_tokens
 from moviola.data.world_shapes import LARGEST_TURN, OUTLINES
 from moviola.types import UsageError
 
@@ -188,13 +189,7 @@ def vocabulary_size() -> int:
 def tokens(texts: Sequence[str]) -> torch.Tensor:
     """tokens_NL int64; raises `UsageError` for a word of another world."""
     numbers = _word_numbers()
-    made_NL = np.zeros((len(texts), CONTEXT_LENGTH), np.int64)
-    for row_L, text in zip(made_NL, texts, strict=True):
-        words = text.split()[: CONTEXT_LENGTH - 1]
-        unknown = [word for word in words if word not in numbers]
-        if unknown:
-            raise UsageError(f"Still lifes have no word {unknown[0]!r}, met in {text!r}.")
-        row_L[: len(words) + 1] = [*(numbers[word] for word in words), END_OF_TEXT]
+    made_NL = word_tokens(texts, numbers, CONTEXT_LENGTH, world="Still lifes have", end=END_OF_TEXT)
     return torch.from_numpy(made_NL)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from moviola.data import world_shapes
 from moviola.data.hashing import hash_uint64
 from moviola.data.long_tail import pixels
+from moviola.data.word_tokens import word_tokens
 from moviola.data.world_shapes import OUTLINES
 from moviola.training.augment import random_resized_crop
 from moviola.types import Needs, PictureField, UsageError
@@ -125,14 +126,7 @@ def vocabulary_size() -> int:
 
 def tokens(texts: Sequence[str]) -> np.ndarray:
     """tokens_NL int64 for texts of any of the languages; a word of none of them raises `UsageError`."""
-    numbers, made_NL = _word_numbers(), np.zeros((len(texts), CONTEXT_LENGTH), np.int64)
-    for row_L, text in zip(made_NL, texts, strict=True):
-        words = text.split()
-        unknown = [word for word in words if word not in numbers]
-        if unknown or len(words) >= CONTEXT_LENGTH:
-            raise UsageError(f"Not a caption of the made languages: {text!r}.")
-        row_L[: len(words) + 1] = [*(numbers[word] for word in words), len(numbers) + 1]
-    return made_NL
+    return word_tokens(texts, _word_numbers(), CONTEXT_LENGTH, world="The made languages have")
 
 
 class CaptionedViews:
