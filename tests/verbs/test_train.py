@@ -319,3 +319,14 @@ def test_two_processes_train_as_one(files, tmp_path):
     one, two = (moviola.load(tmp_path / name / "model").embed_texts(text) for name in ("one", "two"))
     np.testing.assert_allclose(one, two, atol=1e-3)
     assert whole.steps == SETTINGS["steps"]
+
+
+def test_what_a_system_freezes_stays_frozen(files, tmp_path):
+    from moviola.verbs.train_start import start
+
+    for objective in ("clip", "long-clip"):
+        begun = start(TrainRun(objective=objective, model=files / "small.json"))
+        frozen = {n for n, p in begun.model.module.named_parameters() if not p.requires_grad}
+        assert frozen == ({"positional_embedding"} if objective == "long-clip" else set())
+    begun = start(TrainRun(init="builtin"))
+    assert all(p.requires_grad for p in begun.model.module.parameters())

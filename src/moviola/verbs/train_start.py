@@ -75,8 +75,6 @@ def _start(run: TrainRun, offered: Mapping[str, Any]) -> Start:
     leader = trainings[0]
     model, new = _model(run, leader[0], leader[2])
     module = model.module
-    for parameter in module.parameters():
-        parameter.requires_grad_(True)
     made: list[tuple[str, float, Objective]] = []
     known: set[str] = set()
     for name, weight, training in trainings:
