@@ -79,7 +79,7 @@ def train_command(
 ) -> None:
     """Train a model on pairs of pictures and texts, by any objective of the house.
 
-    On several GPUs: torchrun --nproc-per-node 8 -m moviola train ... (needs pip install 'moviola[train]').
+    On several GPUs: torchrun --nproc-per-node 8 -m moviola train ... (needs the extra named train).
     """
     given: dict[str, Any] = {
         "objective": tuple(objective) if objective else None,
