@@ -15,8 +15,8 @@ from torch import nn
 import moviola
 from moviola.clip.blocks import TowerOutput
 from moviola.clip.config import ClipConfig, ResNetConfig, TextConfig, VitConfig
+from moviola.clip.foreign_tokenizer import LibraryTokenizer
 from moviola.clip.keys import Keys, Rule
-from moviola.clip.library_tokenizer import LibraryTokenizer
 from moviola.clip.loaded import Model
 from moviola.clip.model import CLIP
 from moviola.clip.native import read_native

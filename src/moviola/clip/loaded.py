@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from moviola.clip.config import ClipConfig
-from moviola.clip.library_tokenizer import AnyTokenizer
+from moviola.clip.foreign_tokenizer import AnyTokenizer
 from moviola.clip.model import CLIP, mean_of_frames
 from moviola.clip.native import Native, assign, write_native
 from moviola.clip.preprocess import Preprocess

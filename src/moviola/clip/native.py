@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from moviola.clip.foreign_tokenizer import AnyTokenizer, read_tokenizer
 from moviola.clip.keys import check_exact
-from moviola.clip.library_tokenizer import AnyTokenizer, read_tokenizer
 from moviola.types import CheckpointError, Recipe, printable
 
 MANIFEST, WEIGHTS = "moviola.json", "model.safetensors"

@@ -154,22 +154,8 @@ class Tokenizer:
         becomes the end id, and a warning names it.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        ids_NL = np.zeros((len(texts), self.context_length), dtype=np.int64)
-        for row, (text, ids) in enumerate(zip(texts, self._encode_all(texts), strict=True)):
-            full = [self.start_id, *ids, self.end_id]
-            if len(full) > self.context_length:
-                problem = (
-                    f"The text {quote(text)} needs {len(full)} tokens, "
-                    f"the model's context holds {self.context_length}."
-                )
-                if not truncate:
-                    raise UsageError(
-                        problem, hint="Shorten it, or pass truncate=True (--truncate) to cut it."
-                    )
-                warnings.warn(f"{problem} It was cut.", stacklevel=2)
-                full = [*full[: self.context_length - 1], self.end_id]
-            ids_NL[row, : len(full)] = full
-        return ids_NL
+        full = [[self.start_id, *ids, self.end_id] for ids in self._encode_all(texts)]
+        return padded(texts, full, self.context_length, self.end_id, self.pad_id, truncate=truncate)
 
     def with_context(self, context_length: int) -> Tokenizer:
         """The same tokenizer for another context length."""
@@ -439,6 +425,32 @@ def _splitter(pattern: str) -> Any:
 def no_surrogates(text: str) -> str:
     """File names with undecodable bytes carry lone surrogates, which no encoder takes."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def padded(
+    texts: Sequence[str],
+    ids: Sequence[Sequence[int]],
+    length: int,
+    end_id: int,
+    pad_id: int,
+    *,
+    truncate: bool,
+) -> np.ndarray:
+    """ids_NL (int64) from whole texts' ids, start and end among them; the rest is filled with `pad_id`.
+
+    A longer text raises `UsageError`; with `truncate` it is cut, its last id becomes the end id, and a
+    warning names it.
+    """
+    ids_NL = np.full((len(texts), length), pad_id, dtype=np.int64)
+    for row, (text, full) in enumerate(zip(texts, ids, strict=True)):
+        if len(full) > length:
+            problem = f"The text {quote(text)} needs {len(full)} tokens, the model's context holds {length}."
+            if not truncate:
+                raise UsageError(problem, hint="Shorten it, or pass truncate=True (--truncate) to cut it.")
+            warnings.warn(f"{problem} It was cut.", stacklevel=3)
+            full = [*full[: length - 1], end_id]
+        ids_NL[row, : len(full)] = full
+    return ids_NL
 
 
 def quote(text: str) -> str:

@@ -10,7 +10,7 @@ from moviola.types import Dtype, Recipe, Refusal, System, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from moviola.clip.library_tokenizer import AnyTokenizer
+    from moviola.clip.foreign_tokenizer import AnyTokenizer
     from moviola.clip.loaded import Model
     from moviola.clip.native import Native
 
@@ -216,7 +216,7 @@ def _load_official(
     dtype: Dtype | None,
     tokenizer: str | Path | AnyTokenizer | None,
 ) -> Model:
-    from moviola.clip.library_tokenizer import read_tokenizer
+    from moviola.clip.foreign_tokenizer import read_tokenizer
     from moviola.clip.loaded import Model as LoadedModel
     from moviola.systems.registry import entry_class
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    from moviola.clip.library_tokenizer import AnyTokenizer
+    from moviola.clip.foreign_tokenizer import AnyTokenizer
     from moviola.clip.loaded import Model
     from moviola.store.index import Index
     from moviola.store.moments import Found, MomentSettings
@@ -221,7 +221,7 @@ def _model_of(
 
 def _remembered(index: Index) -> AnyTokenizer | None:
     """The tokenizer the index was made with, read again; `StoreError` if it is gone or another by now."""
-    from moviola.clip.library_tokenizer import read_tokenizer
+    from moviola.clip.foreign_tokenizer import read_tokenizer
 
     card = index.manifest.model
     if card.tokenizer is None:

@@ -395,7 +395,7 @@ class _Probes:
                 text.append(nn.functional.normalize(module.encode_text(batch["text"]).float(), dim=-1))
         sims_NM = (torch.cat(text) @ torch.cat(image).T).cpu().numpy()
         metrics = retrieval_metrics(sims_NM, rows, ks=(1,))
-        return dict(zip(self.names, (metrics["v2t"]["R1"], metrics["t2v"]["R1"]), strict=False))
+        return dict(zip(self.names[:2], (metrics["v2t"]["R1"], metrics["t2v"]["R1"]), strict=True))
 
     def sweep(
         self, module: nn.Module, before: Mapping[str, torch.Tensor], share: float

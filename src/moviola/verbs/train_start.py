@@ -178,7 +178,7 @@ def _new(run: TrainRun, name: str, training: Training) -> Model:
     wanted = str(run.model)
     tokenizer = load(BUILTIN, device="cpu").tokenizer
     if run.tokenizer is not None:
-        from moviola.clip.library_tokenizer import read_tokenizer
+        from moviola.clip.foreign_tokenizer import read_tokenizer
 
         tokenizer = read_tokenizer(run.tokenizer)
     if wanted in presets:

@@ -9,9 +9,9 @@ import torch
 
 from moviola.clip import hub
 from moviola.clip.config import ClipConfig, VitConfig
+from moviola.clip.foreign_tokenizer import AnyTokenizer
 from moviola.clip.formats import hf, openai, openclip
 from moviola.clip.formats.common import SUPPORTED, Parts, refuse
-from moviola.clip.library_tokenizer import AnyTokenizer
 from moviola.clip.loaded import Device, Dtype, Model, from_native
 from moviola.clip.model import CLIP
 from moviola.clip.native import assign, is_native, read_json, read_native

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from moviola.clip.library_tokenizer import LibraryTokenizer, read_tokenizer
+from moviola.clip.foreign_tokenizer import LibraryTokenizer, read_tokenizer
 from moviola.clip.native import read_native, write_native
 from moviola.clip.tokenizer import Tokenizer
 from moviola.types import CheckpointError, Recipe, UsageError

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import html
 import json
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +27,7 @@ from moviola.clip.tokenizer import (
     find_tokenizer,
     marks_of,
     no_surrogates,
-    quote,
+    padded,
     read_json,
     token_name,
 )
@@ -108,23 +107,9 @@ class LibraryTokenizer:
         becomes the end id, and a warning names it.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        ids_NL = np.full((len(texts), self.context_length), self.pad_id, dtype=np.int64)
         encoded = self._backend.encode_batch([self._clean(text) for text in texts])
-        for row, (text, made) in enumerate(zip(texts, encoded, strict=True)):
-            full = made.ids
-            if len(full) > self.context_length:
-                problem = (
-                    f"The text {quote(text)} needs {len(full)} tokens, "
-                    f"the model's context holds {self.context_length}."
-                )
-                if not truncate:
-                    raise UsageError(
-                        problem, hint="Shorten it, or pass truncate=True (--truncate) to cut it."
-                    )
-                warnings.warn(f"{problem} It was cut.", stacklevel=2)
-                full = [*full[: self.context_length - 1], self.end_id]
-            ids_NL[row, : len(full)] = full
-        return ids_NL
+        full = [made.ids for made in encoded]
+        return padded(texts, full, self.context_length, self.end_id, self.pad_id, truncate=truncate)
 
     def with_context(self, context_length: int) -> LibraryTokenizer:
         """The same tokenizer for another context length."""
