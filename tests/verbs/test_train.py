@@ -330,3 +330,23 @@ def test_what_a_system_freezes_stays_frozen(files, tmp_path):
         assert frozen == ({"positional_embedding"} if objective == "long-clip" else set())
     begun = start(TrainRun(init="builtin"))
     assert all(p.requires_grad for p in begun.model.module.parameters())
+
+
+def test_a_fine_tune_that_forgets_is_told_of_averaging(files, tmp_path, monkeypatch):
+    from moviola.verbs import train as verb
+
+    seen = iter([90.0, 40.0, 40.0])
+    figures = type("Figures", (), {})
+
+    def fewer_every_time(*arguments, **options):
+        made = figures()
+        made.top1 = next(seen)
+        return made
+
+    first = quick(files, tmp_path / "first")
+    monkeypatch.setattr(verb, "evaluate_zero_shot", fewer_every_time)
+    report = quick(
+        files, tmp_path / "second", model=None, init=first.model, probe=files / "labelled", probe_every=2
+    )
+    assert (report.before["zero-shot top-1"], report.after["zero-shot top-1"]) == (90.0, 40.0)
+    assert any("--average 0.5" in note for note in report.notes)

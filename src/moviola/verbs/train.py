@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from moviola.types import Batch
 
 RUN, MODEL, AVERAGED = "run.json", "model", "model-averaged"
+_ZERO_SHOT = "zero-shot top-1"
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,10 @@ def _train(
     figures = [line for line in metrics if any(name in line for name in probes.names)]
     if not begun.new and run.probe is None:
         notes.append("No --probe was named: what the model forgot of other pictures was not measured.")
+    before = _figures(figures[0], probes.names) if figures else {}
+    after = _figures(figures[-1], probes.names) if figures else {}
+    if not begun.new and run.average is None and after.get(_ZERO_SHOT, 0.0) < before.get(_ZERO_SHOT, 0.0):
+        notes.append("Zero-shot accuracy fell. --average 0.5 also saves the weights halfway back.")
     return TrainReport(
         folder=folder,
         model=folder / MODEL,
@@ -197,8 +202,8 @@ def _train(
         held_out=0 if kept is None else len(kept),
         steps=config.steps,
         losses=_last_losses(metrics),
-        before=_figures(figures[0], probes.names) if figures else {},
-        after=_figures(figures[-1], probes.names) if figures else {},
+        before=before,
+        after=after,
         averaged=averaged,
         averages=averages,
         skipped=len(skipped.read_text().splitlines()) if skipped.exists() else 0,
@@ -359,7 +364,7 @@ class _Probes:
         self.names = ["held-out R@1, picture to text", "held-out R@1, text to picture"]
         self.names = self.names if self.pairs is not None else []
         if run.probe is not None:
-            self.names.append("zero-shot top-1")
+            self.names.append(_ZERO_SHOT)
         self._batches: list[dict[str, Any]] | None = None
 
     @property
@@ -382,7 +387,7 @@ class _Probes:
                 hash=f"step {step}",
             )
             report = evaluate_zero_shot(model, self.run.probe, limit=self.run.probe_limit)
-            figures["zero-shot top-1"] = report.top1
+            figures[_ZERO_SHOT] = report.top1
         return figures
 
     def _retrieval(self, module: Any, pairs: PairData) -> dict[str, float]:
