@@ -350,3 +350,35 @@ def test_a_fine_tune_that_forgets_is_told_of_averaging(files, tmp_path, monkeypa
     )
     assert (report.before["zero-shot top-1"], report.after["zero-shot top-1"]) == (90.0, 40.0)
     assert any("--average 0.5" in note for note in report.notes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("objective", "preset"),
+    [
+        ("mobileclip", "mobileclip_s0"),
+        ("protoclip", "vit-b-32"),
+        ("grain", "vit-s-16"),
+        ("long-clip", "long-clip-b-16"),
+        ("cloob", "tiny"),
+        ("xpool", "msvd"),
+    ],
+)
+def test_new_models_of_a_systems_presets(objective, preset):
+    from moviola.verbs.train_start import start
+
+    begun = start(TrainRun(objective=objective, model=preset))
+    assert begun.new
+    assert begun.model.system == ("clip" if objective == "cloob" else objective)
+    assert begun.model.tokenizer is not None
+    assert begun.model.tokenizer.context_length == begun.model.recipe.context_length
+    if objective == "long-clip":
+        assert begun.model.recipe.context_length == 248
+
+
+@pytest.mark.slow
+def test_a_tokenizer_that_does_not_fit_is_told():
+    from moviola.verbs.train_start import start
+
+    with pytest.raises(CheckpointError, match="padding"):
+        start(TrainRun(objective="rs-m-clip", model="vit-b-32-xlm-roberta-base"))

@@ -23,7 +23,7 @@ from moviola.systems.registry import all_systems, entry_class, entry_module, fin
 from moviola.training.combined import WeightedSum
 from moviola.training.objectives import Contrastive, SigLip
 from moviola.types import Objective, PairObjective, Recipe, Refusal, Training, UsageError, printable
-from moviola.verbs.load import BUILTIN, load
+from moviola.verbs.load import BUILTIN, load, recipe_of
 
 if TYPE_CHECKING:
     from moviola.verbs.train_run import TrainRun
@@ -190,15 +190,15 @@ def _new(run: TrainRun, name: str, training: Training) -> Model:
             f"There is no preset {printable(wanted)!r} for {name}, and no such file.",
             hint=f"Presets: {', '.join(presets)}. Or a JSON file of a configuration.",
         )
-    own = name in _PLAIN or isinstance(config, ClipConfig)
+    plain = wanted not in training.presets  # a system's presets are of its own model
     if isinstance(config, ClipConfig) and tokenizer is not None:
         config = replace(config, text=replace(config.text, vocab_size=tokenizer.size))
-    module: Any = CLIP(config) if own else entry_class(find(name)).from_config(config.to_json())
-    system = "clip" if own else find(name).slug
+    module: Any = CLIP(config) if plain else entry_class(find(name)).from_config(config.to_json())
+    system = "clip" if plain else find(name).slug
     made = Model(
         module,
         config=config.to_json(),
-        recipe=getattr(module, "recipe", None),
+        recipe=recipe_of(module),
         tokenizer=tokenizer,
         name=wanted,
         system=system,
