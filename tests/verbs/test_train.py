@@ -382,3 +382,19 @@ def test_a_tokenizer_that_does_not_fit_is_told():
 
     with pytest.raises(CheckpointError, match="padding"):
         start(TrainRun(objective="rs-m-clip", model="vit-b-32-xlm-roberta-base"))
+
+
+def test_a_video_system_trains_on_videos(files, tmp_path):
+    from moviola.media import write_video
+
+    lines = ["video,caption"]
+    for number, shade in enumerate((40, 120, 200, 250)):
+        frames = np.full((12, 48, 48, 3), shade, np.uint8)
+        frames[number * 3 : number * 3 + 3, :24] = 255 - shade
+        write_video(tmp_path / f"{number}.mp4", frames, 6)
+        lines.append(f"{number}.mp4,video {number} of shade {shade}")
+    (tmp_path / "videos.csv").write_text("\n".join(lines) + "\n")
+    settings = {**SETTINGS, "steps": 2, "batch_size": 2}
+    report = moviola.train(tmp_path / "videos.csv", tmp_path / "run", objective="xpool", **settings)
+    assert set(report.losses) == {"contrastive"}
+    assert moviola.load(report.model).system == "xpool"
