@@ -55,13 +55,9 @@ class RowsToCome:
                     parts.append(as_arrays(dict(function(batch))))
         finally:
             self._model.train(training)
-        everywhere = [part for given in processes.gather_objects(parts) for part in _listed(given)]
+        everywhere = [part for given in processes.gather_objects(parts) for part in given]
         return {name: np.concatenate([part[name] for part in everywhere]) for name in everywhere[0]}
 
     def once(self, function: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
         """What `function` gives in the first process, handed to all."""
         return self._processes.from_main(dict(function()) if self._processes.main else None)
-
-
-def _listed(given: object) -> list[dict[str, np.ndarray]]:
-    return given if isinstance(given, list) else [given]  # type: ignore[list-item]

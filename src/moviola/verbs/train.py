@@ -137,7 +137,7 @@ def _train(
     source = open_rows(
         sources, columns=run.columns or None, root=None if run.image_root is None else Path(run.image_root)
     )
-    pairs, kept, notes = _split(source, run)
+    pairs, kept = _split(source, run)
     model = begun.model
     if model.tokenizer is None:
         raise UsageError(
@@ -145,7 +145,7 @@ def _train(
         )
     prepared = partial(PairData, recipe=model.recipe, tokenizer=model.tokenizer, frame_spec=model.frame_spec)
     rows = prepared(pairs, begun.objective.needs, crop_area=run.crop_area, flip=run.flip)
-    notes += check(rows)
+    notes = check(rows)
     config = _config(run, begun, len(rows))
     device = processes.device or choose_device(run.device)
     module = model.module.to(device)
@@ -178,10 +178,10 @@ def _train(
         parameter.grad = None
     averaged, averages = None, {}
     if processes.main:
-        _as_model(begun, module, run).save(folder / MODEL)
+        _as_model(begun, module).save(folder / MODEL)
         if run.average is not None:
             averages = probes.sweep(module, before_weights, run.average)
-            averaged = _save_average(folder, begun, module, before_weights, run.average, run)
+            averaged = _save_average(folder, begun, module, before_weights, run.average)
     processes.wait()
     metrics = read_metrics(folder)
     if processes.main:
@@ -232,17 +232,16 @@ def _fed(
     return feed(data, steps, seed=seed, workers=workers)
 
 
-def _split(source: RowSource, run: TrainRun) -> tuple[RowSource, RowSource | None, list[str]]:
+def _split(source: RowSource, run: TrainRun) -> tuple[RowSource, RowSource | None]:
     """Rows to train on, and rows to measure retrieval on."""
     count = run.hold_out
     if count is None:
         count = min(500, len(source) // 20)
     if count < 2:
-        return source, None, []
+        return source, None
     if count >= len(source):
         raise UsageError(f"Holding out {count} of {len(source)} pairs leaves none to train on.")
-    pairs, kept = held_out(source, count, run.seed)
-    return pairs, kept, []
+    return held_out(source, count, run.seed)
 
 
 def _config(run: TrainRun, begun: Start, count: int) -> TrainConfig:
@@ -321,7 +320,7 @@ def _told(on_progress: Progress | None, config: TrainConfig) -> Callable[[Logged
     return tell
 
 
-def _as_model(begun: Start, module: nn.Module, run: TrainRun) -> Model:
+def _as_model(begun: Start, module: nn.Module) -> Model:
     """The module as a model of its own, on the CPU."""
     model = begun.model
     return Model(
@@ -343,11 +342,10 @@ def _save_average(
     module: nn.Module,
     before: Mapping[str, torch.Tensor],
     share: float,
-    run: TrainRun,
 ) -> Path:
     trained = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     module.load_state_dict(interpolate(before, trained, share))
-    path = _as_model(begun, module, run).save(folder / AVERAGED)
+    path = _as_model(begun, module).save(folder / AVERAGED)
     module.load_state_dict(trained)
     return path
 
@@ -365,7 +363,6 @@ class _Probes:
         self.names = self.names if self.pairs is not None else []
         if run.probe is not None:
             self.names.append(_ZERO_SHOT)
-        self._batches: list[dict[str, Any]] | None = None
 
     @property
     def any(self) -> bool:
