@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
+    "Adaptation",
     "Batch",
     "CheckpointError",
     "Claim",
@@ -35,6 +36,7 @@ __all__ = [
     "Field",
     "FrameSpec",
     "Hit",
+    "LabelField",
     "MediaError",
     "MediaKind",
     "MissingExtra",
@@ -57,6 +59,7 @@ __all__ = [
     "UsageError",
     "VectorField",
     "VideoField",
+    "ViewField",
 ]
 
 # --------------------------------------------------------------------------------------------------
@@ -410,7 +413,34 @@ class ReinforcedField:
     """
 
 
-Field = PictureField | VideoField | TextField | RegionField | VectorField | ReinforcedField
+@dataclass(frozen=True, slots=True)
+class LabelField:
+    """The number of each row's class, int64 (B,) under `name`. Pictures by class have one, pairs do not."""
+
+    name: str = "label"
+
+
+@dataclass(frozen=True, slots=True)
+class ViewField:
+    """The row's picture once more, (B, C, H, W) under `name`, through an augmentation of its own.
+
+    `kind` is a name in `moviola.data.pixel_views.VIEWS`. Of pictures by class.
+    """
+
+    name: str
+    kind: Literal["moco", "augmix"]
+
+
+Field = (
+    PictureField
+    | VideoField
+    | TextField
+    | RegionField
+    | VectorField
+    | ReinforcedField
+    | LabelField
+    | ViewField
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,6 +478,7 @@ class Objective(Protocol):
     param_groups   for AdamW; a group may have `lr_scale`, a factor of the run's learning rate
     lr_factors     the schedule, one factor per group at a step; None: the run's own schedule
     on_episode     before each episode, where the run has episodes
+    before_step    after the gradients of a step are there and before they are clipped and used
     """
 
     needs: Needs
@@ -457,6 +488,7 @@ class Objective(Protocol):
     def param_groups(self, model: nn.Module) -> Iterable[dict[str, Any]]: ...
     def lr_factors(self, step: int, steps: int) -> Sequence[float] | None: ...
     def on_episode(self, model: nn.Module, episode: Episode) -> None: ...
+    def before_step(self, model: nn.Module) -> None: ...
     def after_step(self, model: nn.Module) -> None: ...
 
 
@@ -491,6 +523,25 @@ class Training:
     objective: Callable[..., Objective]
     start: Callable[[nn.Module], nn.Module] | None = None
     presets: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How `moviola adapt --method SLUG` uses a system: the `ADAPTATION` of its file. One of three kinds.
+
+    fit        fit(vectors_ND, labels_N, text_CD, *, logit_scale, seed, **options) -> a `LinearHead`: a
+               classifier from unit vectors of a frozen model and the unit vectors of the class names
+    start      start(model, classes, **options) -> the module that is trained, with the model frozen in it
+    objective  objective(module, **options) for batches of labelled pictures
+    sequence   methods that learn one task after the other, by name (`training.continual`)
+    recipe     the authors' values for fields of `TrainConfig`, and `epochs`
+    """
+
+    fit: Callable[..., Any] | None = None
+    start: Callable[..., nn.Module] | None = None
+    objective: Callable[..., Objective] | None = None
+    sequence: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
 

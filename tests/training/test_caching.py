@@ -153,6 +153,9 @@ class TokenLoss(nn.Module):
     def on_episode(self, model, episode):
         return
 
+    def before_step(self, model):
+        pass
+
     def after_step(self, model):
         return
 

@@ -117,8 +117,10 @@ def test_other_errors(media: Path, tmp_path: Path) -> None:
         classify(colour_model(), media, NAMES, k=0)
     with pytest.raises(Refusal, match="no text tower"):
         classify(colour_model(has_text=False), media, NAMES)
-    with pytest.raises(Refusal, match="classifier of its own"):
+    with pytest.raises(UsageError, match="does not know 8 of the 8 classes"):
         classify(colour_model(adaptation="classifier"), media, NAMES)
+    with pytest.raises(UsageError, match="reads no templates"):
+        classify(colour_model(adaptation="classifier"), media, NAMES, templates="simple")
     with pytest.raises(NothingClassified, match="no pictures or videos"):
         classify(colour_model(), tmp_path, NAMES)
     (tmp_path / "a.jpg").write_bytes(b"x")

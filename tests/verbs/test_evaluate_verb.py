@@ -14,7 +14,8 @@ from rich.console import Console
 
 from moviola.data.readers import read_classes
 from moviola.types import Refusal, UsageError
-from moviola.verbs.evaluate import NothingEvaluated, evaluate_retrieval, evaluate_zero_shot
+from moviola.verbs.evaluate import evaluate_retrieval, evaluate_zero_shot
+from moviola.verbs.set_reader import NothingEvaluated
 from tests.verbs.colour_clip import COLOURS, TOKENIZER, colour_model, encoded, picture, video
 
 NAMES = list(COLOURS)

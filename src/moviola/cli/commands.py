@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from moviola import types
 from moviola.cli import show
+from moviola.cli.adapt import adapt
 from moviola.cli.curate import curate_app
 from moviola.cli.metadata import metadata_app
 from moviola.cli.reinforce import reinforce
@@ -65,6 +66,7 @@ app.add_typer(curate_app, name="curate")
 app.add_typer(metadata_app, name="metadata")
 app.command("train")(train_command)
 app.command()(reinforce)
+app.command()(adapt)
 
 
 @index_app.command("update")
@@ -284,7 +286,10 @@ def embed(
 def classify(
     model: Annotated[str, typer.Argument(help="builtin, a folder or file, or a hub id.")],
     files: Annotated[list[Path], typer.Argument(help="Pictures, videos, folders.")],
-    classes: Annotated[str, typer.Option(help='Comma-separated: "cat, dog", or a file with one a line.')],
+    classes: Annotated[
+        str | None,
+        typer.Option(help='Comma-separated: "cat, dog", or a file with one a line. (the model\'s own)'),
+    ] = None,
     templates: Annotated[
         str | None, typer.Option(help="simple, general, or a file with one template a line ({} = class).")
     ] = None,
@@ -296,7 +301,7 @@ def classify(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Zero-shot classification of pictures and videos by class names."""
+    """Which class a picture or video shows: by class names in words, or by an adapted model's classifier."""
     from moviola.verbs.classify import classify
     from moviola.verbs.load import as_model
 
@@ -305,7 +310,7 @@ def classify(
         made = classify(
             loaded,
             files,
-            Path(classes) if Path(classes).is_file() else classes,
+            Path(classes) if classes is not None and Path(classes).is_file() else classes,
             templates=templates,
             k=k,
             batch_size=batch_size,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json as jsons
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from moviola.cli import show
-from moviola.types import UsageError
+from moviola.cli.options import named_values
 
 
 def train_command(
@@ -86,8 +84,8 @@ def train_command(
         "init": init,
         "model": model,
         "scratch": scratch or None,
-        "options": _pairs(set_, "--set", parse=True),
-        "columns": _pairs(column, "--column", parse=False),
+        "options": named_values(set_, "--set", parse=True),
+        "columns": named_values(column, "--column", parse=False),
         "image_root": image_root,
         "tokenizer": tokenizer,
         "steps": steps,
@@ -126,24 +124,3 @@ def train_command(
         show.print_json(report.to_json())
     else:
         show.out.print(str(report), markup=False)
-
-
-def _pairs(given: Sequence[str] | None, option: str, *, parse: bool) -> dict[str, Any] | None:
-    if not given:
-        return None
-    made: dict[str, Any] = {}
-    for one in given:
-        name, equals, value = one.partition("=")
-        if not equals or not name:
-            raise UsageError(f"{option} takes NAME=VALUE, got {one!r}.")
-        made[name] = _value(value) if parse else value
-    return made
-
-
-def _value(text: str) -> Any:
-    """Numbers, true, false, null and lists as JSON has them; anything else is the text."""
-    try:
-        value = jsons.loads(text)
-    except ValueError:
-        return text
-    return tuple(value) if isinstance(value, list) else value

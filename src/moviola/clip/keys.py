@@ -180,7 +180,11 @@ def load_exact(module: nn.Module, state: Mapping[str, Tensor], *, source: str = 
 
 def check_exact(module: nn.Module, state: Mapping[str, Tensor], *, source: str = "checkpoint") -> None:
     """Raise `CheckpointError` unless `state` has exactly the module's names and shapes."""
-    own = module.state_dict()
+    check_names(module.state_dict(), state, source=source)
+
+
+def check_names(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, source: str) -> None:
+    """Raise `CheckpointError` unless `state` has exactly the names and shapes of `own`."""
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own]
     shapes = [

@@ -85,8 +85,10 @@ class Model:
     """An encoder of any system, ready to embed. No gradients: train `module` itself instead.
 
     Vectors are float32 rows of length one unless `normalize=False`. `hash` names the weights as they
-    were loaded, so it does not change with `dtype`.
+    were loaded, so it does not change with `dtype`. `source` is what `moviola.load` was asked for.
     """
+
+    source: str | None = None
 
     def __init__(
         self,
@@ -295,6 +297,39 @@ class Model:
             mask_BT[row, :kept] = valid_K
         return ClipBatch(frames_BTCHW, times_BT, mask_BT).to(self.device, self.dtype)
 
+    # --------------------------------------------------------------------------------- classifiers
+
+    @torch.inference_mode()
+    def classify_pictures(self, pictures: Iterable[Image.Image], *, batch_size: int = 32) -> np.ndarray:
+        """Logits_NC of Pillow pictures over `classes`, by a classifier of the model's own.
+
+        Raises `Refusal` for models that compare with words instead.
+        """
+        module = self._classifier()
+        pixels = (self._place(self.preprocess.pictures(chunk)) for chunk in _batches(pictures, batch_size))
+        return self._logits(module.classify_image(pixels_NCHW) for pixels_NCHW in pixels)
+
+    @torch.inference_mode()
+    def classify_clips(
+        self, clips: Iterable[tuple[np.ndarray, np.ndarray]], *, batch_size: int = 8
+    ) -> np.ndarray:
+        """Logits_MC of clips, each (uint8 frames_THWC, seconds times_T)."""
+        module = self._classifier()
+        batches = (self.clip_batch(chunk) for chunk in _batches(clips, batch_size))
+        return self._logits(module.classify_video(batch) for batch in batches)
+
+    def _classifier(self) -> Any:
+        if self.adaptation != "classifier":
+            raise Refusal(
+                f"The model '{self.name}' has no classifier of its own: it compares with words.",
+                hint="Use moviola.classify, or adapt it: moviola adapt --method gda-clip ...",
+            )
+        return self.module
+
+    def _logits(self, batches: Iterable[Tensor]) -> np.ndarray:
+        rows = [batch.float().cpu().numpy() for batch in batches]
+        return np.concatenate(rows) if rows else np.empty((0, len(self.classes or ())), np.float32)
+
     # -------------------------------------------------------------------------------------- texts
 
     def embed_texts(
@@ -373,18 +408,22 @@ class Model:
     # ------------------------------------------------------------------------------------- saving
 
     def save(self, folder: str | Path, *, dtype: Dtype | torch.dtype | None = None) -> Path:
-        """Write the native folder, whole or not at all. `dtype` stores the weights in that precision."""
+        """Write the native folder, whole or not at all. `dtype` stores the weights in that precision.
+
+        An adapted model writes its own tensors only, and finds its base by `base["source"]`.
+        """
         stored = dtype if isinstance(dtype, torch.dtype) or dtype is None else _DTYPES.get(dtype)
         if dtype is not None and stored is None:
             raise UsageError(f"There is no dtype {dtype!r}.", hint="Use float32, bfloat16 or float16.")
+        own = getattr(self.module, "own_state", None)
         return write_native(
             folder,
             system=self.system,
             name=self.name,
             config=self.config,
             recipe=self.recipe,
-            state=self.module.state_dict(),
-            tokenizer=self.tokenizer,
+            state=self.module.state_dict() if own is None else own(),
+            tokenizer=self.tokenizer if own is None else None,
             base=self.base,
             classes=self.classes,
             licence=self.licence,

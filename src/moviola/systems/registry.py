@@ -10,6 +10,12 @@ from typing import Any
 from moviola.systems import ROOMS
 from moviola.types import System, UsageError
 
+PLAIN_METHODS = {
+    "linear-probe": "moviola.parts.linear_head:WithHead",
+    "nearest-mean": "moviola.parts.linear_head:WithHead",
+}
+"""Ways to adapt a model that are no system of the house, and the classes of their models."""
+
 
 def all_systems() -> tuple[System, ...]:
     """Every registered system, by number."""
@@ -32,6 +38,14 @@ def find(name: str | int) -> System:
         f"There is no system called {name!r}.",
         hint=f"Did you mean {' or '.join(near)}?" if near else "See: moviola systems",
     )
+
+
+def model_class(name: str) -> Any:
+    """The class that reads a model folder of this system or plain method (imports torch)."""
+    if name in PLAIN_METHODS:
+        module, _, attribute = PLAIN_METHODS[name].partition(":")
+        return getattr(import_module(module), attribute)
+    return entry_class(find(name))
 
 
 def entry_module(system: System) -> ModuleType:

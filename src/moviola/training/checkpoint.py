@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from moviola.files import atomic
+from moviola.parts.adapted import Adapted
 from moviola.training.config import TrainConfig
 from moviola.types import CheckpointError, Objective, UsageError, printable
 
@@ -37,7 +38,7 @@ def save(
         "step": step,
         "config": json.dumps(asdict(config)),
         "identity": dict(identity),
-        "model": model.state_dict(),
+        "model": model.own_state() if isinstance(model, Adapted) else model.state_dict(),
         "objective": objective.state_dict() if isinstance(objective, nn.Module) else {},
         "optimizer": optimizer.state_dict(),
     }
@@ -88,7 +89,10 @@ def resume(
             f"{printable(path.parent)} holds a run with another configuration ({'; '.join(changed)}).",
             hint="Use another folder, or the same configuration to resume.",
         )
-    model.load_state_dict(state["model"])
+    if isinstance(model, Adapted):
+        model.load_own(state["model"], source=printable(path))
+    else:
+        model.load_state_dict(state["model"])
     if isinstance(objective, nn.Module):
         objective.load_state_dict(state["objective"])
     optimizer.load_state_dict(state["optimizer"])

@@ -78,6 +78,10 @@ class WeightedSum(nn.Module):
         for objective in self._parts():
             objective.on_episode(model, episode)
 
+    def before_step(self, model: nn.Module) -> None:
+        for objective in self._parts():
+            objective.before_step(model)
+
     def after_step(self, model: nn.Module) -> None:
         for objective in self._parts():
             objective.after_step(model)

@@ -14,6 +14,7 @@ class TrainConfig:
 
     batch_size     rows of a step, over all processes
     micro_batch    rows that pass through the towers at a time; None: all of a process's share
+    optimizer      adamw, or sgd with `momentum` (betas and eps are then not used)
     lr             the peak, after `warmup` steps; half a cosine leads down to `lr_floor` times it
     episode_steps  steps between calls of the objective's `on_episode`; 0: no episodes
     """
@@ -28,6 +29,8 @@ class TrainConfig:
     eps: float = 1e-6
     clip_grad: float = 1.0
     seed: int = 0
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.9
     precision: Literal["float32", "bfloat16"] = "float32"
     episode_steps: int = 0
     save_every: int = 200
@@ -48,5 +51,10 @@ class TrainConfig:
             raise UsageError(f"lr_floor is a share of lr, from 0 to 1, got {self.lr_floor}.")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UsageError(f"betas are two numbers in [0, 1), got {self.betas}.")
+        if self.optimizer not in ("adamw", "sgd") or not 0 <= self.momentum < 1:
+            raise UsageError(
+                f"optimizer is adamw or sgd and momentum in [0, 1), got {self.optimizer!r} and "
+                f"{self.momentum}."
+            )
         if self.precision not in ("float32", "bfloat16"):
             raise UsageError(f"precision is float32 or bfloat16, got {self.precision!r}.")

@@ -157,7 +157,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     groups = [dict(group) for group in objective.param_groups(model)]
     scales = [group.pop("lr_scale", 1.0) for group in groups]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    optimizer = _optimizer(groups, config)
     start = resume(folder / CHECKPOINT, model, objective, optimizer, config, identity)
     device = next(model.parameters()).device
     if isinstance(objective, nn.Module):
@@ -187,6 +187,7 @@ def train(
                 precision=precision,
                 seed=seed,
             )
+            objective.before_step(model)
             norm = nn.utils.clip_grad_norm_(trained, config.clip_grad)
             values = {name: float(loss.detach()) for name, loss in losses.items()}
             if not math.isfinite(sum(values.values())) or not math.isfinite(float(norm)):
@@ -213,6 +214,12 @@ def train(
             batches.close()  # readers and their processes stop with the run
     model.eval()
     return model
+
+
+def _optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def _evaluated(

@@ -102,6 +102,9 @@ class BasePairObjective(nn.Module):
     def on_episode(self, model: nn.Module, episode: Episode) -> None:
         return
 
+    def before_step(self, model: nn.Module) -> None:
+        return
+
     def after_step(self, model: nn.Module) -> None:
         with torch.no_grad():
             cast(Tensor, model.logit_scale).clamp_(0, math.log(self.max_logit_scale))

@@ -16,6 +16,7 @@ from moviola.verbs.common import (
     Look,
     Progress,
     Skipped,
+    classify_media,
     counting_cuts,
     cut_note,
     embed_media,
@@ -140,9 +141,8 @@ def classify(
 
     if k < 1:
         raise UsageError(f"k must be at least 1, got {k}.", hint="Ask for one class or more.")
-    sentences = read_templates(templates)
     loaded = resolve(model, device=device, dtype=dtype, tokenizer=tokenizer)
-    refuse_without_words(loaded, "classify")
+    sentences = class_templates(loaded, templates, "classify")
     names = class_names(loaded.classes if classes is None else classes)
     failed: list[Skipped] = []
     found = list(walk(files, on_skip=lambda path, reason: failed.append(Skipped(str(path), reason))))
@@ -183,7 +183,10 @@ def classify(
 
 
 class ClassScorer:
-    """Logits of media for classes described by words; the words are encoded once."""
+    """Logits of media for classes described by words, which are encoded once; or the model's own logits.
+
+    A model that is a classifier knows its classes by name: asked for some of them, it gives those.
+    """
 
     def __init__(
         self,
@@ -201,7 +204,10 @@ class ClassScorer:
             raise UsageError(f"A video's vector needs at least one frame, got frames={frames}.")
         if batch_size < 1:
             raise UsageError(f"The batch size must be at least 1, got {batch_size}.")
-        if model.separable:
+        self.own = _own_columns(model, classes) if model.adaptation == "classifier" else None
+        if self.own is not None:
+            self.text_ND = np.empty((0, model.dim), np.float32)
+        elif model.separable:
             self.text_ND = model.embed_prompts(classes, templates, truncate=truncate)
         else:  # one row per class and template: scores are averaged, since vectors need not be
             prompts = [template.replace("{}", name) for name in classes for template in templates]
@@ -211,6 +217,12 @@ class ClassScorer:
         self, items: Iterable[tuple[int, str, Clip | bytes]], *, on_skip: Callable[[int, Skipped], None]
     ) -> Iterator[tuple[list[tuple[int, str, Look]], np.ndarray]]:
         """The items of a batch, and their logits_NC."""
+        if self.own is not None:
+            for group, logits_NC in classify_media(
+                self.model, items, batch_size=self.batch_size, frames=self.frames, on_skip=on_skip
+            ):
+                yield group, logits_NC[:, self.own]
+            return
         if self.model.separable:
             for group, vectors_ND in embed_media(
                 self.model, items, batch_size=self.batch_size, frames=self.frames, on_skip=on_skip
@@ -256,6 +268,38 @@ def class_names(classes: str | Path | Sequence[str] | None) -> tuple[str, ...]:
     if twice:
         raise UsageError(f"Classes are named twice: {', '.join(twice[:5])}.", hint="Leave one of each out.")
     return tuple(names)
+
+
+def _own_columns(model: Model, classes: Sequence[str]) -> list[int]:
+    """Where a classifier keeps these classes."""
+    known = {name: index for index, name in enumerate(model.classes or ())}
+    missing = [name for name in classes if name not in known]
+    if missing:
+        shown = ", ".join(list(known)[:5]) + (", ..." if len(known) > 5 else "")
+        raise UsageError(
+            f"The classifier '{model.name}' does not know {len(missing)} of the {len(classes)} classes: "
+            f"{', '.join(missing[:5])}. It tells apart: {shown}.",
+            hint="Name classes it knows, or use its base model with words.",
+        )
+    return [known[name] for name in classes]
+
+
+def class_templates(
+    model: Model, templates: str | Path | Sequence[str] | None, verb: str
+) -> tuple[str, ...]:
+    """The sentences to put class names into: none for a model with a classifier of its own.
+
+    Raises `Refusal` for models that have neither words nor a classifier.
+    """
+    if model.adaptation != "classifier":
+        refuse_without_words(model, verb)
+        return read_templates(templates)
+    if templates is not None:
+        raise UsageError(
+            f"The model '{model.name}' classifies by a classifier of its own, which reads no templates.",
+            hint="Leave the templates out, or use its base model.",
+        )
+    return ()
 
 
 def refuse_without_words(model: Model, verb: str) -> None:

@@ -5,6 +5,7 @@ Axis letters: N items, T frames, D embedding width, M videos.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -258,13 +259,41 @@ def embed_media(
         else:
             clips = [look.clip for _, _, look in group]
             vectors_ND = model.embed_clips(clips, batch_size=len(clips), normalize=normalize)
-        finite_N = np.isfinite(vectors_ND).all(axis=1)
-        for (index, name, _), finite in zip(group, finite_N, strict=True):
-            if not finite:
-                on_skip(index, Skipped(name, "the model gave no finite vector for it"))
-        kept = [item for item, finite in zip(group, finite_N, strict=True) if finite]
-        if kept:
-            yield kept, vectors_ND[finite_N]
+        yield from _finite(group, vectors_ND, "the model gave no finite vector for it", on_skip)
+
+
+def _finite(
+    group: list[tuple[int, str, Look]],
+    rows_NX: np.ndarray,
+    why: str,
+    on_skip: Callable[[int, Skipped], None],
+) -> Iterator[tuple[list[tuple[int, str, Look]], np.ndarray]]:
+    """The items with finite rows, and these; the others go to `on_skip`."""
+    finite_N = np.isfinite(rows_NX).all(axis=1)
+    for (index, name, _), finite in zip(group, finite_N, strict=True):
+        if not finite:
+            on_skip(index, Skipped(name, why))
+    kept = [item for item, finite in zip(group, finite_N, strict=True) if finite]
+    if kept:
+        yield kept, rows_NX[finite_N]
+
+
+def classify_media(
+    model: Model,
+    items: Iterable[tuple[int, str, Clip | bytes]],
+    *,
+    batch_size: int = 32,
+    frames: int | None = None,
+    on_skip: Callable[[int, Skipped], None],
+) -> Iterator[tuple[list[tuple[int, str, Look]], np.ndarray]]:
+    """Logits by a classifier of the model's own: the items of a batch, and logits_NC over its classes."""
+    for group in batches(looks(items, model, frames=frames, on_skip=on_skip), batch_size):
+        if group[0][2].kind == "picture":
+            pictures = [look.picture for _, _, look in group if look.picture is not None]
+            logits_NC = model.classify_pictures(pictures, batch_size=batch_size)
+        else:
+            logits_NC = model.classify_clips([look.clip for _, _, look in group], batch_size=len(group))
+        yield from _finite(group, logits_NC, "the model gave no finite logits for it", on_skip)
 
 
 def score_media(
@@ -285,13 +314,9 @@ def score_media(
         clips = [look.clip for _, _, look in group]
         video, mask_MT = model.encode_clips(clips, batch_size=len(clips))
         scores_NM = _score(model, text_ND, video, mask_MT)
-        finite_M = np.isfinite(scores_NM).all(axis=0)
-        for (index, name, _), finite in zip(group, finite_M, strict=True):
-            if not finite:
-                on_skip(index, Skipped(name, "the model gave no finite score for it"))
-        kept = [item for item, finite in zip(group, finite_M, strict=True) if finite]
-        if kept:
-            yield kept, scores_NM[:, finite_M]
+        why = "the model gave no finite score for it"
+        for kept, scores_MN in _finite(group, scores_NM.T, why, on_skip):
+            yield kept, scores_MN.T
 
 
 def _score(model: Model, text_ND: np.ndarray, video: np.ndarray, mask_MT: np.ndarray) -> np.ndarray:
@@ -321,6 +346,12 @@ def resolve(
     from moviola.verbs.load import as_model
 
     return as_model(model, device=device, dtype=dtype, tokenizer=tokenizer)
+
+
+def cache_folder(name: str) -> Path:
+    """`moviola/NAME` in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`)."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "moviola" / name
 
 
 @contextmanager

@@ -5,44 +5,30 @@ Axis letters: N items or texts, M items of a gallery, C classes, D embedding wid
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from moviola.data.classes import ClassSet, Names, read_classes
 from moviola.data.retrieval import Layout, RetrievalSet, read_retrieval
-from moviola.data.templates import read_templates
-from moviola.files import atomic
 from moviola.metrics.classification import mean_class_accuracy, per_class_accuracy, topk_accuracy
 from moviola.metrics.retrieval import rank_metrics, text_to_video_ranks, video_to_text_ranks
 from moviola.types import Dtype, UsageError
-from moviola.verbs.classify import ClassScorer, refuse_without_words
+from moviola.verbs.classify import ClassScorer, class_templates, refuse_without_words
 from moviola.verbs.common import (
     Progress,
     Skipped,
     counting_cuts,
     cut_note,
-    embed_media,
     resolve,
-    score_media,
 )
 from moviola.verbs.figures import RetrievalReport, ZeroShotReport
+from moviola.verbs.set_reader import SetReader
 
 if TYPE_CHECKING:
     from moviola.clip.loaded import Model
-    from moviola.data.media_set import MediaSet
-
-
-class NothingEvaluated(UsageError):
-    """Not one item could be used; `failed` says why."""
-
-    def __init__(self, problem: str, failed: Sequence[Skipped], *, hint: str | None = None) -> None:
-        super().__init__(problem, hint=hint)
-        self.failed = tuple(failed)
 
 
 def evaluate_zero_shot(
@@ -75,7 +61,6 @@ def evaluate_zero_shot(
     A class as high as the right one counts as ranked before it. Items that cannot be read stand in
     `failed` and are left out of the figures.
     """
-    sentences = read_templates(templates)
     if isinstance(data, ClassSet):
         if any(value is not None for value in (split, names, label_column, media_column, media_root)):
             raise UsageError("split, names, columns and media_root belong to read_classes here.")
@@ -90,15 +75,24 @@ def evaluate_zero_shot(
             media_root=media_root,
         )
     loaded = resolve(model, device=device, dtype=dtype, tokenizer=tokenizer)
-    refuse_without_words(loaded, "evaluate")
+    sentences = class_templates(loaded, templates, "evaluate")
     rows = found.sample(limit)
     with counting_cuts() as cut:
         scorer = ClassScorer(
             loaded, found.classes, sentences, batch_size=batch_size, frames=frames, truncate=truncate
         )
     failed = [Skipped(*one) for one in found.skipped]
-    work = _Work(loaded, found, rows, batch_size, frames, cache, failed, on_progress)
-    if loaded.separable:
+    work = SetReader(
+        loaded,
+        found,
+        rows,
+        batch_size=batch_size,
+        frames=frames,
+        cache=cache,
+        failed=failed,
+        on_progress=on_progress,
+    )
+    if loaded.separable and scorer.own is None:
         index_N, vectors_ND = work.vectors()
         scores_NC = scorer.logits(vectors_ND)
     else:
@@ -188,7 +182,16 @@ def evaluate_retrieval(
             [found.texts[n] for n in kept_N], normalize=loaded.separable, truncate=truncate
         )
     failed = [Skipped(*one) for one in found.missing]
-    work = _Work(loaded, found, rows, batch_size, frames, cache, failed, on_progress)
+    work = SetReader(
+        loaded,
+        found,
+        rows,
+        batch_size=batch_size,
+        frames=frames,
+        cache=cache,
+        failed=failed,
+        on_progress=on_progress,
+    )
     if loaded.separable:
         index_M, vectors_MD = work.vectors()
         sims_NM = text_ND @ vectors_MD.T
@@ -218,116 +221,6 @@ def evaluate_retrieval(
         failed=tuple(failed),
         notes=_notes(len(rows), len(found), cut),
     )
-
-
-class _Work:
-    """One pass of a model over the chosen items of a set, with what failed on the way."""
-
-    def __init__(
-        self,
-        model: Model,
-        data: MediaSet,
-        rows: Sequence[int],
-        batch_size: int,
-        frames: int | None,
-        cache: str | Path | None,
-        failed: list[Skipped],
-        on_progress: Progress | None,
-    ) -> None:
-        if batch_size < 1:
-            raise UsageError(f"The batch size must be at least 1, got {batch_size}.")
-        if frames is not None and frames < 1:
-            raise UsageError(f"A video's vector needs at least one frame, got frames={frames}.")
-        if cache is not None and not model.separable:
-            raise UsageError(
-                f"The model '{model.name}' has no single vector per item, so there is nothing to cache.",
-                hint="Leave cache out.",
-            )
-        self.model, self.data, self.rows = model, data, rows
-        self.batch_size, self.frames, self.failed = batch_size, frames, failed
-        self.cache = None if cache is None else Path(cache)
-        self.on_progress = on_progress
-        self.done = 0
-        self.before = len(failed)
-
-    def vectors(self) -> tuple[np.ndarray, np.ndarray]:
-        """The indices of the items that could be read, and their unit vectors_ND."""
-        place = None if self.cache is None else self.cache / f"features-{self._key()}.npz"
-        if place is not None and place.is_file():
-            with np.load(place, allow_pickle=False) as stored:
-                index_N, vectors_ND = stored["index"], stored["vectors"]
-                self.failed += [Skipped(*one) for one in json.loads(str(stored["failed"]))]
-            self._tell(len(self.rows), "from the cache")
-            return index_N, vectors_ND
-        index, vectors = [], []
-        for group, vectors_ND in embed_media(
-            self.model, self._items(), batch_size=self.batch_size, frames=self.frames, on_skip=self._skip
-        ):
-            index += [one[0] for one in group]
-            vectors.append(vectors_ND)
-            self._tell(len(group), group[-1][1])
-        self._check(index)
-        index_N, vectors_ND = np.array(index), np.concatenate(vectors)
-        if place is not None:
-            listed = json.dumps([[one.path, one.reason] for one in self.failed[self.before :]])
-            with atomic(place) as file:
-                np.savez(file, index=index_N, vectors=vectors_ND, failed=np.array(listed))
-        return index_N, vectors_ND
-
-    def scores(self, scorer: ClassScorer) -> tuple[np.ndarray, np.ndarray]:
-        """The indices of the items that could be read, and their scores_NC."""
-        index, scores = [], []
-        for group, logits_NC in scorer.over(self._items(), on_skip=self._skip):
-            index += [one[0] for one in group]
-            scores.append(logits_NC)
-            self._tell(len(group), group[-1][1])
-        self._check(index)
-        return np.array(index), np.concatenate(scores)
-
-    def similarities(self, text_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The indices of the items that could be read, and scores_NM; no item's frames are kept."""
-        index, scores = [], []
-        for group, scores_NM in score_media(
-            self.model,
-            text_ND,
-            self._items(),
-            batch_size=self.batch_size,
-            frames=self.frames,
-            on_skip=self._skip,
-        ):
-            index += [one[0] for one in group]
-            scores.append(scores_NM)
-            self._tell(len(group), group[-1][1])
-        self._check(index)
-        return np.array(index), np.concatenate(scores, axis=1)
-
-    def _items(self) -> Any:
-        def skip(name: str, why: str) -> None:
-            self._skip(-1, Skipped(name, why))
-
-        return self.data.stream(self.rows, on_skip=skip)
-
-    def _skip(self, index: int, one: Skipped) -> None:
-        self.failed.append(one)
-        self._tell(1, one.path)
-
-    def _tell(self, steps: int, note: str) -> None:
-        self.done += steps
-        if self.on_progress is not None:
-            self.on_progress(self.done, len(self.rows), note)
-
-    def _check(self, index: Sequence[int]) -> None:
-        if not index:
-            first = f" The first: {self.failed[0]}." if self.failed else ""
-            raise NothingEvaluated(
-                f"Nothing was evaluated: none of {len(self.rows)} items could be read.{first}", self.failed
-            )
-
-    def _key(self) -> str:
-        """What the vectors depend on, as 20 hex digits."""
-        model = self.model
-        parts = [model.hash, model.recipe.hash, str(model.dtype), self.frames, self.data.fingerprint]
-        return hashlib.sha256(json.dumps([*parts, list(self.rows)]).encode()).hexdigest()[:20]
 
 
 def _zero_shot_notes(data: ClassSet, seen: int, used: int, cut: Sequence[str]) -> tuple[str, ...]:

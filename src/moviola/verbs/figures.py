@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ZeroShotReport:
-    """Zero-shot accuracy in percent over `n` items.
+    """Accuracy in percent over `n` items: zero-shot by words, or by a classifier of the model's own.
 
+    templates       sentences for each class; 0 where the model has a classifier
     top5            None where there are five classes or fewer
     mean_per_class  the mean over the classes that occur, each weighing the same
     per_class       top-1 by class name; of classes that occur. A name given to two classes is
@@ -41,9 +42,13 @@ class ZeroShotReport:
     def ok(self) -> bool:
         return not self.failed
 
+    @property
+    def task(self) -> str:
+        return "zero-shot classification" if self.templates else "classification"
+
     def to_json(self) -> dict[str, Any]:
         return {
-            "task": "zero-shot classification",
+            "task": self.task,
             "model": self.model,
             "data": self.data,
             "split": self.split,
@@ -68,11 +73,11 @@ class ZeroShotReport:
         ]
 
     def __str__(self) -> str:
-        what = f"Zero-shot classification of {_named(self.data, self.split)} by {self.model}, percent"
+        what = f"{self.task.capitalize()} of {_named(self.data, self.split)} by {self.model}, percent"
         return "\n".join([what, *_lines(self.rows()), *self.notes, *_left_out(self.failed)])
 
     def __rich__(self) -> RichTable:
-        return _rich_table(f"Zero-shot on {_named(self.data, self.split)}, {self.model}", self.rows())
+        return _rich_table(f"{self.task.capitalize()} of {_named(self.data, self.split)}, {self.model}", self.rows())
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moviola.types import Dtype, Recipe, Refusal, System, UsageError
+from moviola.types import CheckpointError, Dtype, MoviolaError, Recipe, Refusal, System, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,7 @@ def load(
     source: str | Path = BUILTIN,
     *,
     init: str | Path | Model | None = None,
+    base: str | Path | Model | None = None,
     device: str = "auto",
     dtype: Dtype | None = None,
     tokenizer: str | Path | AnyTokenizer | None = None,
@@ -30,11 +31,27 @@ def load(
 
     `source` is `builtin`; a model folder (ours, Hugging Face CLIP, OpenCLIP); an OpenAI `.pt`; the file of
     a system's authors, told by the names in it; a hub id such as `openai/clip-vit-base-patch32`; or a
-    system's slug with `init=` naming the CLIP to start from (`load("xpool", init="builtin")`). `device` is
+    system's slug with `init=` naming the CLIP to start from (`load("xpool", init="builtin")`). `base` is
+    where the model lies that an adapted one was made from, if it was moved. `device` is
     auto, cpu, cuda or mps; `dtype` float32, bfloat16 or float16; `tokenizer` a file (or what was read
     from it) for checkpoints that come without one; `revision` a hub revision. Raises `CheckpointError`
     when it cannot be read, is of an unsupported family, or is not there.
     """
+    loaded = _load(source, init, base, device, dtype, tokenizer, revision)
+    if init is None:
+        loaded.source = str(source)
+    return loaded
+
+
+def _load(
+    source: str | Path,
+    init: str | Path | Model | None,
+    base: str | Path | Model | None,
+    device: str,
+    dtype: Dtype | None,
+    tokenizer: str | Path | AnyTokenizer | None,
+    revision: str | None,
+) -> Model:
     from moviola.clip.formats import BUILTIN_FOLDER
     from moviola.clip.formats import load as load_clip
     from moviola.clip.native import is_native, read_native
@@ -47,7 +64,7 @@ def load(
     if path.is_dir() and is_native(path):
         native = read_native(path)
         if native.system != "clip":
-            return _restore_system(native, device=device, dtype=dtype)
+            return _restore_system(native, path, base=base, device=device, dtype=dtype)
     elif not path.exists() and _is_slug(str(source)):
         raise UsageError(
             f"{source} is a system, not a checkpoint: it needs a CLIP to start from.",
@@ -156,12 +173,16 @@ def _start_system(
     )
 
 
-def _restore_system(native: Native, *, device: str, dtype: Dtype | None) -> Model:
+def _restore_system(
+    native: Native, folder: Path, *, base: str | Path | Model | None, device: str, dtype: Dtype | None
+) -> Model:
     from moviola.clip.loaded import Model as LoadedModel
     from moviola.clip.native import assign
-    from moviola.systems.registry import entry_class, find
+    from moviola.systems.registry import model_class
 
-    cls = entry_class(find(native.system))
+    cls = model_class(native.system)
+    if hasattr(cls, "from_base"):
+        return _restore_adapted(cls, native, folder, base=base, device=device, dtype=dtype)
     module = cls.from_config(native.config)
     assign(module, native.state, source=native.name)
     return LoadedModel(
@@ -177,6 +198,58 @@ def _restore_system(native: Native, *, device: str, dtype: Dtype | None) -> Mode
         base=native.base,
         classes=native.classes,
     )
+
+
+def _restore_adapted(
+    cls: Any,
+    native: Native,
+    folder: Path,
+    *,
+    base: str | Path | Model | None,
+    device: str,
+    dtype: Dtype | None,
+) -> Model:
+    from moviola.clip.loaded import Model as LoadedModel
+
+    found = _base_of(native, folder, base)
+    module = cls.from_base(found, native.config, native.classes or ())
+    module.load_own(native.state, source=native.name)
+    return LoadedModel(
+        module,
+        config=native.config,
+        recipe=native.recipe,
+        tokenizer=found.tokenizer,
+        name=native.name,
+        system=native.system,
+        device=device,
+        dtype=dtype,
+        licence=native.licence,
+        base=native.base,
+        classes=native.classes,
+    )
+
+
+def _base_of(native: Native, folder: Path, base: str | Path | Model | None) -> Model:
+    """The model that `folder` was adapted from: `base`, else where it was, seen from here or from there."""
+    told = native.base or {}
+    if base is None:
+        near = folder / str(told.get("relative", ""))
+        base = near if told.get("relative") and near.exists() else str(told.get("source", BUILTIN))
+    hint = f"Name it: load({str(folder)!r}, base=...)."
+    try:
+        found = as_model(base, device="cpu")
+    except MoviolaError as error:
+        raise CheckpointError(
+            f"'{native.name}' was adapted from '{told.get('name')}', which cannot be loaded: {error.problem}",
+            hint=hint,
+        ) from error
+    if found.hash != told.get("hash"):
+        raise CheckpointError(
+            f"'{native.name}' was adapted from '{told.get('name')}' (hash {told.get('hash')}), "
+            f"but '{found.name}' has the hash {found.hash}.",
+            hint=hint,
+        )
+    return found
 
 
 def _library_text_weights(folder: Path) -> Path | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import statistics
 import time
 import uuid
@@ -20,6 +19,7 @@ from typing import Any
 
 from moviola.systems.registry import entry_module, find
 from moviola.types import Claim, System, UsageError, printable
+from moviola.verbs.common import cache_folder
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,7 @@ def reproduce(
 
 def default_cache() -> Path:
     """Where shared baselines are kept: `moviola/claims` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "moviola" / "claims"
+    return cache_folder("claims")
 
 
 def _run_arm(claim: Claim, name: str, seeds: Sequence[int], folder: Path) -> Arm:

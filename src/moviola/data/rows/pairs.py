@@ -28,6 +28,7 @@ from moviola.data.rows.source import RowSource
 from moviola.data.rows.views import DRAWS, View
 from moviola.types import (
     FrameSpec,
+    LabelField,
     MediaError,
     Needs,
     PictureField,
@@ -38,6 +39,7 @@ from moviola.types import (
     UsageError,
     VectorField,
     VideoField,
+    ViewField,
 )
 
 TRIES = 20
@@ -73,6 +75,13 @@ class PairData:
     ) -> None:
         self.source, self.needs, self.recipe = source, needs, recipe
         self._tokenize = Tokenize(tokenizer)
+        by_class = [f for f in needs.fields if isinstance(f, LabelField | ViewField)]
+        if by_class:
+            raise UsageError(
+                f"The objective needs pictures by class ({', '.join(f.name for f in by_class)}); pairs of "
+                "pictures and texts have none.",
+                hint="Use it through: moviola adapt --method SLUG --data FOLDER-PER-CLASS",
+            )
         self._reinforced = any(isinstance(asked, ReinforcedField) for asked in needs.fields)
         if self._reinforced:
             _check_reinforced(source)
