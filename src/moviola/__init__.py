@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 # Name -> module that holds it; each is imported when first asked for.
 _LAZY = {
+    "adapt": "moviola.verbs.adapt",
     "load": "moviola.verbs.load",
     "info": "moviola.verbs.load",
     "export": "moviola.verbs.load",
@@ -44,6 +45,7 @@ __all__ = [
     "TrainRun",
     "Video",
     "__version__",
+    "adapt",
     "classify",
     "count_pool",
     "curate",
@@ -62,6 +64,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from moviola.media import Video
+    from moviola.verbs.adapt import adapt
     from moviola.verbs.classify import classify
     from moviola.verbs.curate import count_pool, curate
     from moviola.verbs.embed import embed

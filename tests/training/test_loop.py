@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,14 +75,55 @@ def test_training_learns_and_beats_chance(tmp_path):
     assert accuracy > 0.5  # chance is 1/8
 
 
-def test_a_killed_run_resumes_with_the_same_losses_and_weights(tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_killed_run_resumes_with_the_same_losses_and_weights(tmp_path, optimizer):
+    config = replace(CONFIG, optimizer=optimizer)
     whole, broken = make(), make()
-    train(whole, Contrastive(), Pairs(), CONFIG, tmp_path / "whole")
-    train(broken, Contrastive(), Pairs(), CONFIG, tmp_path / "killed", stop_at=6)  # last save at 4
+    train(whole, Contrastive(), Pairs(), config, tmp_path / "whole")
+    train(broken, Contrastive(), Pairs(), config, tmp_path / "killed", stop_at=6)  # last save at 4
     again = make()
-    train(again, Contrastive(), Pairs(), CONFIG, tmp_path / "killed")
+    train(again, Contrastive(), Pairs(), config, tmp_path / "killed")
     assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
     for a, b in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_sgd_steps_are_plain_momentum(tmp_path):
+    """Two steps by hand: v = m v + g, w = w - lr v, with the gradient clipped."""
+    config = TrainConfig(steps=2, batch_size=8, lr=0.1, warmup=0, optimizer="sgd", momentum=0.5, lr_floor=1.0)
+    model, hand, data = make(), make(), Pairs()
+    train(model, Contrastive(weight_decay=0.0), data, config, tmp_path)
+    order = RowOrder(len(data), 8, config.seed)
+    velocity = [torch.zeros_like(p) for p in hand.parameters()]
+    for step in range(2):
+        epoch, rows = order(step)
+        batch = data.batch(rows, seed=config.seed, epoch=epoch, step=step)
+        Contrastive()(hand, batch)["contrastive"].backward()
+        nn.utils.clip_grad_norm_(hand.parameters(), 1.0)
+        with torch.no_grad():
+            for v, p in zip(velocity, hand.parameters(), strict=True):
+                v.mul_(0.5).add_(p.grad)
+                p.sub_(0.1 * v)
+                p.grad = None
+    for a, b in zip(model.parameters(), hand.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_before_step_sees_gradients_and_may_change_them(tmp_path):
+    """An objective that throws the gradients away leaves the model as it was."""
+
+    class Deaf(Contrastive):
+        seen = 0.0
+
+        def before_step(self, model):
+            self.seen += sum(float(p.grad.abs().sum()) for p in model.parameters() if p.grad is not None)
+            for p in model.parameters():
+                p.grad = torch.zeros_like(p)
+
+    model, objective = make(), Deaf(weight_decay=0.0)
+    train(model, objective, Pairs(), CONFIG, tmp_path)
+    assert objective.seen > 0
+    for a, b in zip(model.parameters(), make().parameters(), strict=True):
         assert torch.equal(a, b)
 
 
