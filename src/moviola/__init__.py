@@ -29,6 +29,8 @@ _LAZY = {
     "count_pool": "moviola.verbs.curate",
     "index": "moviola.verbs.index",
     "search": "moviola.verbs.search",
+    "match": "moviola.verbs.match",
+    "evaluate_pairs": "moviola.verbs.match_pairs",
     "reinforce": "moviola.verbs.reinforce",
     "reproduce": "moviola.verbs.reproduce",
     "train": "moviola.verbs.train",
@@ -50,12 +52,14 @@ __all__ = [
     "count_pool",
     "curate",
     "embed",
+    "evaluate_pairs",
     "evaluate_retrieval",
     "evaluate_zero_shot",
     "export",
     "index",
     "info",
     "load",
+    "match",
     "reinforce",
     "reproduce",
     "search",
@@ -71,6 +75,8 @@ if TYPE_CHECKING:
     from moviola.verbs.evaluate import evaluate_retrieval, evaluate_zero_shot
     from moviola.verbs.index import index
     from moviola.verbs.load import export, info, load
+    from moviola.verbs.match import match
+    from moviola.verbs.match_pairs import evaluate_pairs
     from moviola.verbs.reinforce import reinforce
     from moviola.verbs.reproduce import reproduce
     from moviola.verbs.search import search

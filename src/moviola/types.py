@@ -532,6 +532,8 @@ class Adaptation:
 
     fit        fit(vectors_ND, labels_N, text_CD, *, logit_scale, seed, **options) -> a `LinearHead`: a
                classifier from unit vectors of a frozen model and the unit vectors of the class names
+    unlabelled the same without labels_N
+    extend     extend(head, vectors_ND, text_KD) -> the head with K classes more, known by words alone
     start      start(model, classes, **options) -> the module that is trained, with the model frozen in it
     objective  objective(module, **options) for batches of labelled pictures
     sequence   methods that learn one task after the other, by name (`training.continual`)
@@ -539,6 +541,8 @@ class Adaptation:
     """
 
     fit: Callable[..., Any] | None = None
+    unlabelled: Callable[..., Any] | None = None
+    extend: Callable[..., Any] | None = None
     start: Callable[..., nn.Module] | None = None
     objective: Callable[..., Objective] | None = None
     sequence: Mapping[str, Callable[..., Any]] = field(default_factory=dict)

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from moviola.cli import main
@@ -37,7 +38,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("method", ["linear-probe", "nearest-mean"])
+@pytest.mark.parametrize("method", ["linear-probe", "nearest-mean", "gda-clip"])
 def test_a_classifier_of_the_users_classes(method, flags, tmp_path):
     base = colour_model()
     report = adapt(flags, tmp_path / "model", method=method, model=base, shots=2)
@@ -145,6 +146,58 @@ def test_a_model_without_words(flags, tmp_path):
     assert report.before == {}
     assert report.after["top-1"] == 100
     assert classify(load(tmp_path / "m", base=base), flags / "night").ok
+
+
+def test_random_crops_instead_of_the_picture(flags, tmp_path):
+    base = colour_model()
+    made = {}
+    for name in ("one", "two"):
+        report = adapt(
+            flags, tmp_path / name, method="gda-clip", model=base, shots=2, passes=3, crop_area=(0.5, 1)
+        )
+        assert report.learned_from == 6
+        assert report.after["top-1"] > 80
+        made[name] = load(tmp_path / name, base=base).module.own_state()["weight_DC"]
+    assert torch.equal(made["one"], made["two"])
+    adapt(flags, tmp_path / "plain", method="gda-clip", model=base, shots=2)
+    assert not torch.equal(load(tmp_path / "plain", base=base).module.own_state()["weight_DC"], made["one"])
+
+
+def test_classes_without_pictures(flags, tmp_path):
+    """Words alone make two colours classes beside the flags."""
+    base = colour_model()
+    report = adapt(flags, tmp_path / "m", method="gda-clip", model=base, shots=4, new_classes="magenta, cyan")
+    assert report.classes == (*sorted(FLAGS), "magenta", "cyan")
+    assert any("known by name alone" in note for note in report.notes)
+    adapted = load(tmp_path / "m", base=base)
+    assert classify(adapted, picture(tmp_path / "c.png", "cyan")).results[0].best.name == "cyan"
+    for method, names, match in (
+        ("gda-clip", "night", "have pictures already: night"),
+        ("nearest-mean", "cyan", "cannot take in classes"),
+    ):
+        with pytest.raises(UsageError, match=match):
+            adapt(flags, tmp_path / "n", method=method, model=base, new_classes=names)
+
+
+def test_without_labels(tmp_path):
+    heap = tmp_path / "heap"
+    for n in range(30):
+        picture(heap / f"{n}.png", ("red", "green", "blue")[n % 3], "white", size=(24, 20 + n))
+    test = tmp_path / "test"
+    for colour in ("red", "green", "blue"):
+        picture(test / colour / "0.png", colour, "white")
+    base = colour_model()
+    asked = {"method": "gda-clip", "model": base, "unlabelled": True}
+    report = adapt(heap, tmp_path / "m", names=["red", "green", "blue"], test=test, **asked)
+    assert (report.learned_from, report.measured_on) == (30, 3)
+    assert report.after["top-1"] == 100
+    with pytest.raises(UsageError, match="no class names"):
+        adapt(heap, tmp_path / "m", **asked)
+    with pytest.raises(UsageError, match="needs labels"):
+        adapt(heap, tmp_path / "m", names=["red", "blue"], **{**asked, "method": "nearest-mean"})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no pictures or videos under"):
+        adapt(tmp_path / "empty", tmp_path / "m", names=["red", "blue"], **asked)
 
 
 def test_bad_input(flags, tmp_path):

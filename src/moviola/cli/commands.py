@@ -14,6 +14,7 @@ from moviola import types
 from moviola.cli import show
 from moviola.cli.adapt import adapt
 from moviola.cli.curate import curate_app
+from moviola.cli.match import match
 from moviola.cli.metadata import metadata_app
 from moviola.cli.reinforce import reinforce
 from moviola.cli.train import train_command
@@ -67,6 +68,7 @@ app.add_typer(metadata_app, name="metadata")
 app.command("train")(train_command)
 app.command()(reinforce)
 app.command()(adapt)
+app.command()(match)
 
 
 @index_app.command("update")

@@ -10,12 +10,16 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from moviola.clip.loaded import Model
 from moviola.data.classes import ClassSet, Names, read_classes
+from moviola.data.media_set import MediaSet
 from moviola.data.shots import Split
 from moviola.data.templates import read_templates
 from moviola.files import atomic
@@ -23,8 +27,9 @@ from moviola.parts.linear_head import HeadConfig, LinearHead
 from moviola.systems.registry import model_class
 from moviola.types import Adaptation, UsageError, printable
 from moviola.verbs.adapt_methods import adaptation_of, options_for
-from moviola.verbs.adapt_pictures import Work, check_classes, test_set
+from moviola.verbs.adapt_pictures import Augmented, Work, check_classes, test_set, unlabelled_set
 from moviola.verbs.adapt_train import keep_curves, run_folder, train_adaptation
+from moviola.verbs.classify import class_names
 from moviola.verbs.common import Progress, Skipped, cache_folder, resolve, summary
 
 REPORT = "adapt.json"
@@ -103,6 +108,7 @@ def adapt(
     templates: str | Path | Sequence[str] | None = None,
     held_out: float = 0.2,
     most_test: int | None = 2000,
+    passes: int = 0,
     epochs: float | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
@@ -125,8 +131,11 @@ def adapt(
                at most `most_test`. None: all but a share `held_out`
     test       other labelled pictures to measure on, with the same classes
     options    of the method
+    passes     methods on frozen vectors learn from so many random crops of each picture (0: the picture)
+    unlabelled `data` is any folder of pictures, and `names` are the classes to find in it (gda-clip)
+    new_classes  names of classes that have no pictures (gda-clip)
     templates  sentences that class names stand in, for zero-shot figures and methods that use them
-    epochs ... crop, mirror and recipe of methods that train; others do not use them
+    epochs ... the recipe of methods that train; `crop_area` and `flip` are of random crops
     cache      where vectors of the frozen model are kept (`auto`: the user's cache folder; None: nowhere)
 
     The folder `to` is a model: `moviola.load(to)` finds its base by name and checks its hash. Methods
@@ -136,31 +145,51 @@ def adapt(
     slug, adaptation = adaptation_of(method)
     if adaptation.sequence:
         raise UsageError(
-            f"{slug} learns a sequence of tasks.", hint="Use moviola.adapt_tasks (moviola adapt --tasks N)."
+            f"{slug} learns a sequence of tasks.", hint="Say how many: moviola adapt --tasks 5 (adapt_tasks)."
         )
     folder = Path(to)
     _check_folder(folder)
     loaded = resolve(model, device=device, dtype=None, tokenizer=tokenizer)
-    found = (
-        data
-        if isinstance(data, ClassSet)
-        else read_classes(
-            data,
-            split=split,
-            names=names,
-            label_column=label_column,
-            media_column=media_column,
-            media_root=media_root,
+    found: MediaSet
+    if unlabelled:
+        found, classes = unlabelled_set(data), class_names(names)  # type: ignore[arg-type]
+    else:
+        found = (
+            data
+            if isinstance(data, ClassSet)
+            else read_classes(
+                data,
+                split=split,
+                names=names,
+                label_column=label_column,
+                media_column=media_column,
+                media_root=media_root,
+            )
         )
-    )
-    check_classes(found)
-    sentences = read_templates(templates)
+        classes = found.classes
+        check_classes(found)
     place = cache_folder("features") if cache == "auto" else cache
-    work = Work(loaded, found, sentences, frames, None if place is None else Path(place), on_progress)
-    other = None if test is None else test_set(test, found, media_root)
-    chosen = work.split(shots=shots, seed=seed, held_out=0 if other else held_out, most_test=most_test)
+    work = Work(
+        loaded,
+        found,
+        classes,
+        read_templates(templates),
+        frames=frames,
+        cache=None if place is None else Path(place),
+        on_progress=on_progress,
+    )
+    other = None if test is None else test_set(test, classes, media_root)
+    asked = dict(options or {})
+    chosen = Split(np.empty(0, np.int64), np.empty(0, np.int64))
+    if not unlabelled:
+        chosen = work.split(shots=shots, seed=seed, held_out=0 if other else held_out, most_test=most_test)
     if adaptation.fit is not None:
-        made = _fitted(slug, adaptation, work, chosen, dict(options or {}), seed)
+        augmented = Augmented(passes, crop_area, flip) if passes else None
+        made = _fitted(slug, adaptation, work, None if unlabelled else chosen, asked, augmented, seed)
+        if new_classes is not None:
+            made = _extended(slug, adaptation, work, made, class_names(new_classes))
+    elif unlabelled or new_classes is not None:
+        raise UsageError(f"{slug} learns from labelled pictures, and knows new classes by name already.")
     else:
         made = _trained(
             slug,
@@ -168,14 +197,14 @@ def adapt(
             work,
             chosen,
             folder,
-            options=dict(options or {}),
+            options=asked,
             settings={"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr},
             crop_area=crop_area,
             flip=flip,
             seed=seed,
         )
     notes = [*chosen.notes, *made.notes]
-    before, after, measured = work.measure(made.model, chosen.test if other is None else None, other)
+    before, after, measured = work.measure(made.model, chosen.test, other)
     if not measured:
         notes.append("Nothing was left to measure on: name labelled pictures with test= (--test).")
     adapted = made.model
@@ -189,9 +218,9 @@ def adapt(
         method=slug,
         model=loaded.name,
         kind=adapted.adaptation,
-        classes=found.classes,
+        classes=tuple(adapted.classes or ()),
         shots=shots,
-        learned_from=len(chosen.train),
+        learned_from=made.learned_from,
         measured_on=measured,
         before=before,
         after=after,
@@ -211,23 +240,65 @@ def adapt(
 @dataclass(frozen=True)
 class _Made:
     model: Model
+    learned_from: int
     notes: tuple[str, ...] = ()
+    head: Any = None
+    vectors_ND: np.ndarray | None = None
 
 
 def _fitted(
-    slug: str, adaptation: Adaptation, work: Work, split: Split, options: dict[str, Any], seed: int
+    slug: str,
+    adaptation: Adaptation,
+    work: Work,
+    split: Split | None,
+    options: dict[str, Any],
+    augmented: Augmented | None,
+    seed: int,
 ) -> _Made:
-    """A classifier from the frozen vectors."""
-    assert adaptation.fit is not None
-    options = options_for({"fit": adaptation.fit}, options, slug)["fit"]
-    model, classes = work.model, work.data.classes
-    vectors_ND, labels_N = work.vectors(split.train)
-    head: LinearHead = adaptation.fit(
-        vectors_ND, labels_N, work.text_CD(slug), logit_scale=model.logit_scale, seed=seed, **options
+    """A classifier from the frozen vectors; without a split from all of them, unlabelled."""
+    fit = adaptation.fit if split is not None else adaptation.unlabelled
+    if fit is None:
+        raise UsageError(f"{slug} needs labels.", hint="Use gda-clip to learn without.")
+    options = options_for({"fit": fit}, options, slug)["fit"]
+    model = work.model
+    given: dict[str, Any] = {"logit_scale": model.logit_scale, "seed": seed, **options}
+    if split is None:
+        vectors_ND = work.all_vectors()
+        learned_from = len(vectors_ND)
+        head = fit(vectors_ND, work.text_CD(slug), **given)
+    else:
+        vectors_ND, labels_N = work.vectors(split.train)
+        learned_from = len(vectors_ND)
+        if augmented is not None:
+            vectors_ND, labels_N, picture_N = work.augmented(split.train, augmented, seed)
+            if "picture_N" in signature(fit).parameters:
+                given["picture_N"] = picture_N
+        head = fit(vectors_ND, labels_N, work.text_CD(slug), **given)
+    made = _with_head(slug, model, head, work.classes, options)
+    return _Made(made, learned_from, head.notes, head, vectors_ND)
+
+
+def _extended(slug: str, adaptation: Adaptation, work: Work, made: _Made, names: Sequence[str]) -> _Made:
+    """Classes more, of which there are words but no pictures."""
+    if adaptation.extend is None:
+        raise UsageError(f"{slug} cannot take in classes without pictures.", hint="Use gda-clip.")
+    twice = sorted(set(names) & set(work.classes))
+    if twice:
+        raise UsageError(f"New classes that have pictures already: {', '.join(twice[:5])}.")
+    text_KD = work.model.embed_prompts(names, work.templates)
+    head = adaptation.extend(made.head, made.vectors_ND, text_KD)
+    model = _with_head(slug, work.model, head, (*work.classes, *names), {"new_classes": list(names)})
+    note = (
+        f"{len(names)} classes are known by name alone; the figures are among all {len(model.classes or ())}."
     )
-    config = HeadConfig(slug, len(classes), options)
-    module = model_class(slug)(copy.deepcopy(model.module), config, head)
-    return _Made(_as_model(slug, module, model, classes), head.notes)
+    return replace(made, model=model, notes=(*made.notes, note), head=head)
+
+
+def _with_head(
+    slug: str, base: Model, head: LinearHead, classes: Sequence[str], options: Mapping[str, Any]
+) -> Model:
+    config = HeadConfig(slug, len(classes), dict(options))
+    return _as_model(slug, model_class(slug)(copy.deepcopy(base.module), config, head), base, classes)
 
 
 def _trained(
@@ -251,7 +322,7 @@ def _trained(
         slug,
         adaptation,
         inside,
-        work.data,
+        work.labelled,
         split.train,
         run_folder(folder),
         options=options,
@@ -262,7 +333,7 @@ def _trained(
         on_progress=work.on_progress,
     )
     note = f"{config.steps} steps of {config.batch_size} pictures, {config.optimizer}, lr {config.lr:g}."
-    return _Made(_as_model(slug, module, model, work.data.classes), (note,))
+    return _Made(_as_model(slug, module, model, work.classes), len(split.train), (note,))
 
 
 def _as_model(slug: str, module: Any, base: Model, classes: Sequence[str]) -> Model:

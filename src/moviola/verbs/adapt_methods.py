@@ -16,6 +16,9 @@ PLAIN = {
 }
 
 
+_NOT_FOR_USERS = ("logit_scale", "seed", "picture_N", "validation")
+
+
 def methods() -> list[str]:
     """The name of every method, the plain ones first."""
     named = list(PLAIN)
@@ -60,7 +63,7 @@ def options_for(
         role: {
             p.name
             for p in signature(function).parameters.values()
-            if p.kind is p.KEYWORD_ONLY and p.name not in ("logit_scale", "seed")
+            if p.kind is p.KEYWORD_ONLY and p.name not in _NOT_FOR_USERS
         }
         for role, function in functions.items()
     }

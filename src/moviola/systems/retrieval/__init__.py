@@ -6,6 +6,14 @@ from moviola.types import System
 
 SYSTEMS: tuple[System, ...] = (
     System(
+        24,
+        "comclip",
+        "ComCLIP: Training-Free Compositional Image and Text Matching",
+        "https://arxiv.org/abs/2211.13854",
+        'moviola.match("a dog chasing a cat", ["A.jpg", "B.jpg"])',
+        "moviola.systems.retrieval.comclip:ComClip",
+    ),
+    System(
         44,
         "xpool",
         "X-Pool: Cross-Modal Language-Video Attention for Text-Video Retrieval",
