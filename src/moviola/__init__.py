@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 # Name -> module that holds it; each is imported when first asked for.
 _LAZY = {
     "adapt": "moviola.verbs.adapt",
+    "audit": "moviola.verbs.audit",
     "load": "moviola.verbs.load",
     "info": "moviola.verbs.load",
     "export": "moviola.verbs.load",
@@ -48,6 +49,7 @@ __all__ = [
     "Video",
     "__version__",
     "adapt",
+    "audit",
     "classify",
     "count_pool",
     "curate",
@@ -69,6 +71,7 @@ __all__ = [
 if TYPE_CHECKING:
     from moviola.media import Video
     from moviola.verbs.adapt import adapt
+    from moviola.verbs.audit import audit
     from moviola.verbs.classify import classify
     from moviola.verbs.curate import count_pool, curate
     from moviola.verbs.embed import embed

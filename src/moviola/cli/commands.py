@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from moviola import types
 from moviola.cli import show
 from moviola.cli.adapt import adapt
+from moviola.cli.audit import audit
 from moviola.cli.curate import curate_app
 from moviola.cli.match import match
 from moviola.cli.metadata import metadata_app
@@ -68,6 +69,7 @@ app.add_typer(metadata_app, name="metadata")
 app.command("train")(train_command)
 app.command()(reinforce)
 app.command()(adapt)
+app.command()(audit)
 app.command()(match)
 
 
