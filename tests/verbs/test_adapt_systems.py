@@ -97,4 +97,4 @@ def test_bad_settings(slug, folder, tmp_path):
             adapt(folder, tmp_path / "m", method=slug, shots=2, **changes)
     video(folder / "red thing" / "v.mp4", ("red", 1.0))
     with pytest.raises(UsageError, match="is a video"):
-        adapt(folder, tmp_path / "m", method=slug, steps=1)
+        adapt(folder, tmp_path / "m", method=slug, steps=1, held_out=0)

@@ -11,7 +11,7 @@ from moviola.clip.formats.openai import infer_config
 from moviola.clip.loaded import Model
 from moviola.clip.model import CLIP
 from moviola.systems.registry import all_systems, entry_class, entry_module
-from moviola.types import CheckpointError
+from moviola.types import CheckpointError, UsageError
 
 MARKED = [system for system in all_systems() if system.marks]
 
@@ -89,3 +89,23 @@ def test_a_systems_plain_clip_is_exported(slug, tmp_path):
     pixels = torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(again.module.encode_image(pixels), model.module.encode_image(pixels))
+
+
+@pytest.mark.parametrize("slug", ["maple", "gopro"])
+def test_authors_prompts_need_their_model_and_names(slug, tmp_path):
+    """The authors save what was learned; it is put on the model it was learned on."""
+    system = next(s for s in all_systems() if s.slug == slug)
+    base, classes = moviola.load("builtin", device="cpu"), ["cat", "dog"]
+    module = entry_module(system).ADAPTATION.start(base, classes)
+    state = entry_module(system).KEYS.to_official(module.own_state())
+    theirs = tmp_path / "model.pth.tar-5"  # as Dassl names it
+    torch.save({"state_dict": state, "epoch": 5}, theirs)
+    with pytest.raises(UsageError, match="Name both"):
+        moviola.load(theirs)
+    loaded = moviola.load(theirs, base="builtin", classes=["fox", "owl", "cat"])
+    assert loaded.system == slug
+    assert loaded.classes == ["fox", "owl", "cat"]
+    own = module.own_state()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in loaded.module.own_state().items())
+    again = moviola.load(loaded.save(tmp_path / "ours"))
+    assert again.hash == loaded.hash

@@ -31,6 +31,7 @@ from moviola.verbs.adapt_pictures import Augmented, Work, check_classes, test_se
 from moviola.verbs.adapt_train import keep_curves, run_folder, train_adaptation
 from moviola.verbs.classify import class_names
 from moviola.verbs.common import Progress, Skipped, cache_folder, resolve, summary
+from moviola.verbs.load import base_card
 
 REPORT = "adapt.json"
 
@@ -352,13 +353,10 @@ def _as_model(slug: str, module: Any, base: Model, classes: Sequence[str]) -> Mo
 
 
 def _base(model: Model, folder: Path) -> dict[str, Any]:
-    """How the folder finds the model it was made from."""
-    told: dict[str, Any] = {"name": model.name, "hash": model.hash}
-    if model.source is not None:
-        path = Path(model.source)
-        told["source"] = str(path.absolute()) if path.exists() else model.source
-        if path.exists():
-            told["relative"] = os.path.relpath(path.absolute(), folder.absolute())
+    """How the folder finds the model it was made from, also when both are moved together."""
+    told = base_card(model)
+    if "source" in told and Path(told["source"]).exists():
+        told["relative"] = os.path.relpath(told["source"], folder.absolute())
     return told
 
 

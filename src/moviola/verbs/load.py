@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moviola.types import CheckpointError, Dtype, MoviolaError, Recipe, Refusal, System, UsageError
+from moviola.types import (
+    CheckpointError,
+    Dtype,
+    MoviolaError,
+    Recipe,
+    Refusal,
+    System,
+    UsageError,
+    printable,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +32,7 @@ def load(
     *,
     init: str | Path | Model | None = None,
     base: str | Path | Model | None = None,
+    classes: Sequence[str] | None = None,
     device: str = "auto",
     dtype: Dtype | None = None,
     tokenizer: str | Path | AnyTokenizer | None = None,
@@ -32,12 +43,13 @@ def load(
     `source` is `builtin`; a model folder (ours, Hugging Face CLIP, OpenCLIP); an OpenAI `.pt`; the file of
     a system's authors, told by the names in it; a hub id such as `openai/clip-vit-base-patch32`; or a
     system's slug with `init=` naming the CLIP to start from (`load("xpool", init="builtin")`). `base` is
-    where the model lies that an adapted one was made from, if it was moved. `device` is
+    where the model lies that an adapted one was made from, if it was moved; authors' files of prompts need
+    it, and the names of `classes`. `device` is
     auto, cpu, cuda or mps; `dtype` float32, bfloat16 or float16; `tokenizer` a file (or what was read
     from it) for checkpoints that come without one; `revision` a hub revision. Raises `CheckpointError`
     when it cannot be read, is of an unsupported family, or is not there.
     """
-    loaded = _load(source, init, base, device, dtype, tokenizer, revision)
+    loaded = _load(source, init, base, classes, device, dtype, tokenizer, revision)
     if init is None:
         loaded.source = str(source)
     return loaded
@@ -47,6 +59,7 @@ def _load(
     source: str | Path,
     init: str | Path | Model | None,
     base: str | Path | Model | None,
+    classes: Sequence[str] | None,
     device: str,
     dtype: Dtype | None,
     tokenizer: str | Path | AnyTokenizer | None,
@@ -55,6 +68,7 @@ def _load(
     from moviola.clip.formats import BUILTIN_FOLDER
     from moviola.clip.formats import load as load_clip
     from moviola.clip.native import is_native, read_native
+    from moviola.systems.registry import entry_class
 
     if init is not None:
         return _start_system(str(source), init, device=device, dtype=dtype, tokenizer=tokenizer)
@@ -77,6 +91,8 @@ def _load(
         path = weights
     official = _official(path) if path.is_file() else None
     if official is not None:
+        if hasattr(entry_class(official[0]), "from_base"):
+            return _load_adaptation(*official, path, base=base, classes=classes, device=device, dtype=dtype)
         return _load_official(*official, path, device=device, dtype=dtype, tokenizer=tokenizer)
     return load_clip(source, device=device, dtype=dtype, tokenizer=tokenizer, revision=revision)
 
@@ -271,7 +287,8 @@ def _official(path: Path) -> tuple[System, dict[str, Tensor]] | None:
     from moviola.clip.weights import is_torchscript, read_weights
     from moviola.systems.registry import all_systems
 
-    if path.suffix.lower() not in _WEIGHTS or (path.suffix != ".safetensors" and is_torchscript(path)):
+    known = path.suffix.lower() in _WEIGHTS or ".pth.tar" in path.name.lower()  # Dassl's model.pth.tar-50
+    if not known or (path.suffix != ".safetensors" and is_torchscript(path)):
         return None
     state = read_weights(path)
     for system in all_systems():
@@ -306,6 +323,52 @@ def _load_official(
         dtype=dtype,
         format=f"{system.slug}, official",
     )
+
+
+def _load_adaptation(
+    system: System,
+    state: dict[str, Tensor],
+    path: Path,
+    *,
+    base: str | Path | Model | None,
+    classes: Sequence[str] | None,
+    device: str,
+    dtype: Dtype | None,
+) -> Model:
+    """What a system's authors saved of an adaptation, on the model it was trained on, for any class names."""
+    from moviola.clip.loaded import Model as LoadedModel
+    from moviola.systems.registry import entry_class
+
+    if base is None or not classes:
+        raise UsageError(
+            f"{printable(path)} holds what {system.slug} adds to a model, not the model nor class names.",
+            hint=f"Name both: load({str(path)!r}, base=MODEL, classes=[...]).",
+        )
+    found = as_model(base, device="cpu")
+    module = entry_class(system).from_official(state, found, list(classes))
+    return LoadedModel(
+        module,
+        config=module.config.to_json(),
+        recipe=found.recipe,
+        tokenizer=found.tokenizer,
+        name=path.stem,
+        system=system.slug,
+        device=device,
+        dtype=dtype,
+        licence=found.licence,
+        base=base_card(found),
+        classes=list(classes),
+        format=f"{system.slug}, official",
+    )
+
+
+def base_card(model: Model) -> dict[str, Any]:
+    """How a folder tells of the model it was made from: name, hash and where it was loaded from."""
+    told: dict[str, Any] = {"name": model.name, "hash": model.hash}
+    if model.source is not None:
+        path = Path(model.source)
+        told["source"] = str(path.absolute()) if path.exists() else model.source
+    return told
 
 
 def recipe_of(module: Any) -> Recipe:

@@ -13,4 +13,22 @@ SYSTEMS: tuple[System, ...] = (
         'moviola.adapt("flowers/", "model", method="gda-clip", shots=16)',
         "moviola.systems.adaptation.gda_clip:GdaClip",
     ),
+    System(
+        46,
+        "maple",
+        "MaPLe: Multi-modal Prompt Learning",
+        "https://arxiv.org/abs/2210.03117",
+        'moviola.adapt("flowers/", "model", method="maple", shots=16)',
+        "moviola.systems.adaptation.maple:Maple",
+        marks=("prompt_learner.compound_prompt_projections.0.weight",),
+    ),
+    System(
+        65,
+        "gopro",
+        "GOPro: Generate and Optimize Prompts in CLIP using Self-Supervised Learning",
+        "https://arxiv.org/abs/2308.11605",
+        'moviola.adapt("flowers/", "model", method="gopro", shots=16)',
+        "moviola.systems.adaptation.gopro:GoPro",
+        marks=("prompt_learner.rho.weight", "prompt_learner.style.linear.0.weight"),
+    ),
 )
