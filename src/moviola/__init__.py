@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 # Name -> module that holds it; each is imported when first asked for.
 _LAZY = {
     "adapt": "moviola.verbs.adapt",
+    "adapt_tasks": "moviola.verbs.adapt_tasks",
     "audit": "moviola.verbs.audit",
     "load": "moviola.verbs.load",
     "info": "moviola.verbs.load",
@@ -49,6 +50,7 @@ __all__ = [
     "Video",
     "__version__",
     "adapt",
+    "adapt_tasks",
     "audit",
     "classify",
     "count_pool",
@@ -71,6 +73,7 @@ __all__ = [
 if TYPE_CHECKING:
     from moviola.media import Video
     from moviola.verbs.adapt import adapt
+    from moviola.verbs.adapt_tasks import adapt_tasks
     from moviola.verbs.audit import audit
     from moviola.verbs.classify import classify
     from moviola.verbs.curate import count_pool, curate

@@ -165,3 +165,10 @@ def test_manifests_of_before_and_indexes_without_a_tokenizer_can_be_asked(bare):
     assert len(moviola.search(i, "a red circle", device="cpu", tokenizer=words)) == 1
     moviola.index(bare / "red.png", i, device="cpu", tokenizer=words)
     assert len(moviola.search(i, "a red circle", device="cpu")) == 1
+
+
+def test_a_runs_folder_is_loaded_as_the_model_in_it(tmp_path):
+    model = load("builtin", device="cpu")
+    model.save(tmp_path / "run" / "model")
+    assert load(tmp_path / "run").hash == model.hash
+    assert info(tmp_path / "run")["hash"] == model.hash

@@ -201,10 +201,12 @@ def sampling_for(model: Model, every: float, keyframes: bool) -> Sampling:
 
     A model of consecutive frames, or of frames at its own rate, decides the distance itself.
     """
+    from moviola.parts.fixed_frames import FixedFrames
     from moviola.store.format import Sampling
 
     spec = model.frame_spec
-    if spec.count is None or not model.separable:
+    # a model that pools the vectors of single frames by query gets these; one that mixes frames, clips
+    if spec.count is None or not (model.separable or isinstance(getattr(model, "module", None), FixedFrames)):
         return Sampling(every=0.0 if keyframes else every, keyframes=keyframes)
     if keyframes:
         raise Refusal(

@@ -40,7 +40,8 @@ def load(
 ) -> Model:
     """A model ready to embed.
 
-    `source` is `builtin`; a model folder (ours, Hugging Face CLIP, OpenCLIP); an OpenAI `.pt`; the file of
+    `source` is `builtin`; a model folder (ours, Hugging Face CLIP, OpenCLIP), or a run's folder with one in
+    it; an OpenAI `.pt`; the file of
     a system's authors, told by the names in it; a hub id such as `openai/clip-vit-base-patch32`; or a
     system's slug with `init=` naming the CLIP to start from (`load("xpool", init="builtin")`). `base` is
     where the model lies that an adapted one was made from, if it was moved; authors' files of prompts need
@@ -74,7 +75,7 @@ def _load(
         return _start_system(str(source), init, device=device, dtype=dtype, tokenizer=tokenizer)
     if str(source) == BUILTIN and not Path(source).exists():
         source = BUILTIN_FOLDER
-    path = Path(source)
+    path = _model_in(Path(source))
     if path.is_dir() and is_native(path):
         native = read_native(path)
         if native.system != "clip":
@@ -94,7 +95,9 @@ def _load(
         if hasattr(entry_class(official[0]), "from_base"):
             return _load_adaptation(*official, path, base=base, classes=classes, device=device, dtype=dtype)
         return _load_official(*official, path, device=device, dtype=dtype, tokenizer=tokenizer)
-    return load_clip(source, device=device, dtype=dtype, tokenizer=tokenizer, revision=revision)
+    return load_clip(
+        path if path.is_dir() else source, device=device, dtype=dtype, tokenizer=tokenizer, revision=revision
+    )
 
 
 def as_model(
@@ -116,7 +119,7 @@ def info(source: str | Path = BUILTIN, *, revision: str | None = None) -> dict[s
     """What a checkpoint is: format, architecture, activation, recipe, hash, licence if stated."""
     from moviola.clip.formats import describe
 
-    return describe(source, revision=revision)
+    return describe(_model_in(Path(source)) if Path(source).is_dir() else source, revision=revision)
 
 
 def export(model: str | Path | Model, folder: str | Path, *, format: str = "hf") -> Path:
@@ -147,6 +150,14 @@ def _plain(model: Model) -> Model:
         licence=model.licence,
         base=model.base,
     )
+
+
+def _model_in(path: Path) -> Path:
+    """The folder itself, or of a run's folder (`moviola train`, `adapt --tasks`) the model in it."""
+    from moviola.clip.native import is_native
+
+    inside = path / "model"
+    return inside if path.is_dir() and not is_native(path) and is_native(inside) else path
 
 
 def _is_slug(name: str) -> bool:

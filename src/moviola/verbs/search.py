@@ -341,7 +341,10 @@ def _by_vector(
     scores = [one.stretch.score for one in best]
     if rerank:
         assert query is not None
-        scores = _reranked(index, model, query, rows)
+        if windows:
+            scores = _read_again(index, model, query, [units[score_N[units].argmax()] for units in rows])
+        else:
+            scores = _reranked(index, model, query, rows)
     order = np.argsort(-np.array(scores), kind="stable")[:k]
     moments = tuple(_moment(index, best[i], scores[i], rows[i], score_N) for i in order)
     return Results(
@@ -444,6 +447,27 @@ def _reranked(index: Index, model: Model, query: str, rows: Sequence[np.ndarray]
         video_MTD[m, : len(units)] = index.vectors(units, unit_length=False) * mask_K[:, None]
         mask_MT[m, : len(units)] = mask_K
     return [float(score) for score in model.score([query], video_MTD, mask_MT)[0]]
+
+
+def _read_again(index: Index, model: Model, query: str, units: Sequence[int]) -> list[float]:
+    """The model's own scores of clips, whose frames are read again: only one vector of each is stored."""
+    import numpy as np
+
+    from moviola.media import Video, read_picture
+
+    side, step = model.preprocess.decode_hint, index.manifest.sampling.every or None
+
+    def clip(unit: int) -> tuple[np.ndarray, np.ndarray]:
+        row = index.files[index.units.file_N[unit]]
+        if row.kind != "video":
+            return np.asarray(read_picture(Path(row.file)).convert("RGB"))[None], np.zeros(1)
+        start, end = float(index.units.start_N[unit]), float(index.units.end_N[unit])
+        count = round((end - start) / step) + 1 if step else index.manifest.sampling.window or 1
+        batch = Video(row.file).at(np.linspace(start, end, count), short_side=side)
+        return batch.frames_THWC, batch.times_T
+
+    video, mask_MT = model.encode_clips(clip(unit) for unit in units)
+    return [float(score) for score in model.score([query], video, mask_MT)[0]]
 
 
 def _moment(index: Index, found: Found, score: float, rows: np.ndarray, score_N: np.ndarray) -> Moment:

@@ -6,6 +6,14 @@ from moviola.types import System
 
 SYSTEMS: tuple[System, ...] = (
     System(
+        11,
+        "vr-lwf",
+        "VR-LwF: Don't Stop Learning: Towards Continual Learning for the CLIP Model",
+        "https://arxiv.org/abs/2207.09248",
+        'moviola.adapt_tasks("photos/", "run", method="vr-lwf", tasks=5)',
+        "moviola.systems.adaptation.vr_lwf:VrLwf",
+    ),
+    System(
         12,
         "gda-clip",
         "GDA-CLIP: A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation",
