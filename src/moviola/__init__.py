@@ -33,6 +33,7 @@ _LAZY = {
     "search": "moviola.verbs.search",
     "match": "moviola.verbs.match",
     "evaluate_pairs": "moviola.verbs.match_pairs",
+    "recognise": "moviola.verbs.recognise",
     "reinforce": "moviola.verbs.reinforce",
     "reproduce": "moviola.verbs.reproduce",
     "train": "moviola.verbs.train",
@@ -64,6 +65,7 @@ __all__ = [
     "info",
     "load",
     "match",
+    "recognise",
     "reinforce",
     "reproduce",
     "search",
@@ -83,6 +85,7 @@ if TYPE_CHECKING:
     from moviola.verbs.load import export, info, load
     from moviola.verbs.match import match
     from moviola.verbs.match_pairs import evaluate_pairs
+    from moviola.verbs.recognise import recognise
     from moviola.verbs.reinforce import reinforce
     from moviola.verbs.reproduce import reproduce
     from moviola.verbs.search import search

@@ -518,6 +518,9 @@ class Training:
     start       the system's model from the module that `--init` names; None: that module itself
     presets     names for `--model`: configurations of new models
     recipe      the authors' values for fields of `TrainConfig` (lr, betas, warmup, ...)
+
+    A system's `RECOGNITION` says so how it learns to name classes of clips: its objective is called
+    objective(model, tokens_CL, **options), and its recipe may also hold epochs, template, crop_area and flip.
     """
 
     objective: Callable[..., Objective]

@@ -33,7 +33,7 @@ def test_what_is_learned_from_is_not_measured_on():
     assert not set(split.train) & set(split.test)
     assert sorted([*split.train, *split.test]) == list(range(21))
     assert np.bincount(labels_N[split.train]).tolist() == [5, 4, 5]
-    assert "1 of 3 classes have fewer than 5 pictures" in split.notes[0]
+    assert "1 of 3 classes have fewer than 5 items" in split.notes[0]
     assert "dog" in split.notes[0]
     limited = split_rows(labels_N, NAMES, shots=5, seed=0, most_test=3)
     assert (limited.train == split.train).all()
@@ -44,13 +44,13 @@ def test_without_shots_a_share_of_every_class_is_kept_apart():
     labels_N = np.repeat([0, 1, 2], [10, 5, 1])
     split = split_rows(labels_N, NAMES, shots=None, seed=0, held_out=0.2)
     assert np.bincount(labels_N[split.test], minlength=3).tolist() == [2, 1, 0]
-    assert "1 of 3 classes have one picture only" in split.notes[0]
+    assert "1 of 3 classes have one item only" in split.notes[0]
     assert len(split_rows(labels_N, NAMES, shots=None, seed=0, held_out=0).test) == 0
 
 
 def test_errors_name_the_classes():
     labels_N = np.repeat([0, 1, 2], 2)
-    with pytest.raises(UsageError, match="no picture that can be read: fox"):
+    with pytest.raises(UsageError, match="no item that can be read: fox"):
         split_rows(labels_N, NAMES, shots=1, seed=0, without={4, 5})
     with pytest.raises(UsageError, match="shots must be at least 1"):
         split_rows(labels_N, NAMES, shots=0, seed=0)

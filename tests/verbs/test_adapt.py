@@ -116,7 +116,7 @@ def test_damaged_pictures_give_their_place_to_others(flags, tmp_path):
     assert report.measured_on == 8
     for n in (4, 5):
         (flags / "coral" / f"{n}.png").write_bytes(b"no picture")
-    with pytest.raises(UsageError, match="no picture that can be read: coral"):
+    with pytest.raises(UsageError, match="no item that can be read: coral"):
         adapt(flags, tmp_path / "model2", method="nearest-mean", model=colour_model(), shots=2)
     assert not (tmp_path / "model2").exists()
 
@@ -136,8 +136,8 @@ def test_another_set_to_measure_on(flags, tmp_path):
 def test_a_class_with_one_picture_and_more_shots_than_pictures(flags, tmp_path):
     picture(flags / "lone" / "0.png", "magenta", "cyan")
     report = adapt(flags, tmp_path / "m", method="nearest-mean", model=colour_model(), shots=4)
-    assert "1 of 4 classes have fewer than 4 pictures, and all of theirs were used: lone." in report.notes
-    assert any("one picture only" in note for note in report.notes)
+    assert "1 of 4 classes have fewer than 4 items, and all of theirs were used: lone." in report.notes
+    assert any("one item only" in note for note in report.notes)
 
 
 def test_a_model_without_words(flags, tmp_path):
@@ -213,7 +213,7 @@ def test_bad_input(flags, tmp_path):
     attempt("is there already and is no model", to=flags)
     attempt("no single vector per picture", Refusal, model=colour_model(separable=False))
     (flags / "hollow").mkdir()
-    attempt("no picture that can be read: hollow", shots=1)
+    attempt("no item that can be read: hollow", shots=1)
     (flags / "hollow").rmdir()
     attempt("given to more than one class: flag", names=["flag", "flag", "night"])
     one = tmp_path / "one"

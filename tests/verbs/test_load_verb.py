@@ -16,7 +16,7 @@ from moviola.clip.loaded import Model
 from moviola.clip.model import CLIP
 from moviola.clip.tokenizer import Tokenizer
 from moviola.types import CheckpointError, Refusal, StoreError, UsageError
-from moviola.verbs.load import as_model, load
+from moviola.verbs.load import as_model, info, load
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ def adapt(
         "method": method,
         "model": model,
         "shots": shots,
-        "names": _names(classes),
+        "names": class_names(classes),
         "split": split,
         "label_column": label_column,
         "media_column": media_column,
@@ -109,7 +109,7 @@ def adapt(
         show.out.print(str(report), markup=False)
 
 
-def _names(classes: str | None) -> Path | list[str] | None:
+def class_names(classes: str | None) -> Path | list[str] | None:
     if classes is None:
         return None
     if Path(classes).is_file():

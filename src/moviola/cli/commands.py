@@ -17,6 +17,7 @@ from moviola.cli.audit import audit
 from moviola.cli.curate import curate_app
 from moviola.cli.match import match
 from moviola.cli.metadata import metadata_app
+from moviola.cli.recognise import ByTask, recognise_command
 from moviola.cli.reinforce import reinforce
 from moviola.cli.train import train_command
 
@@ -66,7 +67,10 @@ index_app = typer.Typer(
 app.add_typer(index_app, name="index")
 app.add_typer(curate_app, name="curate")
 app.add_typer(metadata_app, name="metadata")
-app.command("train")(train_command)
+train_app = typer.Typer(cls=ByTask, help="Train on pairs, or --task recognition on clips by class.")
+train_app.command("pairs")(train_command)
+train_app.command("recognition")(recognise_command)
+app.add_typer(train_app, name="train")
 app.command()(reinforce)
 app.command()(adapt)
 app.command()(audit)
@@ -335,6 +339,9 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Which split of a retrieval set.")] = "test",
     media_root: Annotated[Path | None, typer.Option(help="Where the media lie.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most this many items.")] = None,
+    views: Annotated[
+        tuple[int, int], typer.Option(help="Classes of a video by so many clips of it, times so many crops.")
+    ] = (1, 1),
     tokenizer: TokenizerFile = None,
     device: Device = "auto",
     dtype: Dtype = None,
@@ -352,7 +359,7 @@ def evaluate(
         common["on_progress"] = on_progress
         report: Any
         if task == "zero-shot":
-            report = evaluate_zero_shot(loaded, data, templates=templates, **common)
+            report = evaluate_zero_shot(loaded, data, templates=templates, views=views, **common)
         else:
             report = evaluate_retrieval(
                 loaded, data, layout=layout, split=split, media_root=media_root, **common

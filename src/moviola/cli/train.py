@@ -77,6 +77,7 @@ def train_command(
 ) -> None:
     """Train a model on pairs of pictures and texts, by any objective of the house.
 
+    Video encoders that name classes: moviola train --task recognition --help.
     On several GPUs: torchrun --nproc-per-node 8 -m moviola train ... (needs the extra named train).
     """
     given: dict[str, Any] = {

@@ -66,9 +66,9 @@ def split_rows(
     empty = [name for name, rows in zip(classes, members, strict=True) if not len(rows)]
     if empty:
         raise UsageError(
-            f"{len(empty)} of {len(classes)} classes have no picture that can be read: "
+            f"{len(empty)} of {len(classes)} classes have no item that can be read: "
             f"{', '.join(empty[:5])}.",
-            hint="Add pictures to them, or leave the classes out with names= (--classes).",
+            hint="Add some to them, or leave the classes out with names= (--classes).",
         )
     notes = []
     if shots is None:
@@ -78,13 +78,13 @@ def split_rows(
         few = [name for name, rows in zip(classes, members, strict=True) if len(rows) < shots]
         if few:
             notes.append(
-                f"{len(few)} of {len(classes)} classes have fewer than {shots} pictures, and all of theirs "
+                f"{len(few)} of {len(classes)} classes have fewer than {shots} items, and all of theirs "
                 f"were used: {', '.join(few[:5])}."
             )
     single = [name for name, rows in zip(classes, members, strict=True) if len(rows) == 1]
     if single:
         notes.append(
-            f"{len(single)} of {len(classes)} classes have one picture only, which leaves none to measure "
+            f"{len(single)} of {len(classes)} classes have one item only, which leaves none to measure "
             f"them on: {', '.join(single[:5])}."
         )
     train = np.sort(np.concatenate(kept))

@@ -57,6 +57,22 @@ def mix_clips(
     return frames_BTCHW, share * target_BC + (1 - share) * other_BC
 
 
+def hold_last_frames(clip: ClipBatch) -> ClipBatch:
+    """A clip that is shorter than the one opposite it stays on its last frame for as long.
+
+    Mixed with padding instead, the longer one would fade to grey where the other has ended.
+    """
+    mask_BT = clip.mask_BT
+    if bool(mask_BT.all()):
+        return clip
+    both_BT = mask_BT | mask_BT.flip(0)
+    place_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+    last_BT = torch.minimum(place_T, mask_BT.sum(1, keepdim=True) - 1)
+    row_B1 = torch.arange(len(mask_BT), device=mask_BT.device)[:, None]
+    frames_BTCHW = clip.frames_BTCHW[row_B1, last_BT] * both_BT[..., None, None, None]
+    return replace(clip, frames_BTCHW=frames_BTCHW, mask_BT=both_BT)
+
+
 class Recognition(nn.Module):
     """Cross-entropy of a clip's scores against the texts of all classes.
 
@@ -76,7 +92,7 @@ class Recognition(nn.Module):
         model: nn.Module,
         tokens_CL: Tensor,
         *,
-        train: Literal["all"] | Sequence[str] = "all",
+        train: str | Sequence[str] = "all",
         lr_scales: Mapping[str, float] | None = None,
         label_smoothing: float = 0.1,
         mixup: float = 0.8,
@@ -92,6 +108,7 @@ class Recognition(nn.Module):
         self.register_buffer("tokens_CL", tokens_CL, persistent=False)
         self.label_smoothing, self.mixup, self.cutmix, self.switch = label_smoothing, mixup, cutmix, switch
         self.weight_decay, self.lr_scales = weight_decay, dict(lr_scales or {})
+        train = (train,) if isinstance(train, str) and train != "all" else train
         names = [name for name, _ in model.named_parameters()]
         chosen = names if train == "all" else [n for n in names if any(word in n for word in train)]
         if not chosen:
@@ -123,6 +140,8 @@ class Recognition(nn.Module):
         if int(label_B.max()) >= classes or int(label_B.min()) < 0:
             raise UsageError(f"Labels must be class numbers in 0..{classes - 1}, got {label_B.tolist()}.")
         target_BC = soft_targets(label_B, classes, self.label_smoothing)
+        if self.mixup or self.cutmix:
+            clip = hold_last_frames(clip)
         frames_BTCHW, target_BC = mix_clips(
             clip.frames_BTCHW, target_BC, mixup=self.mixup, cutmix=self.cutmix, switch=self.switch
         )

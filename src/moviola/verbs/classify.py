@@ -284,9 +284,7 @@ def _own_columns(model: Model, classes: Sequence[str]) -> list[int]:
     return [known[name] for name in classes]
 
 
-def class_templates(
-    model: Model, templates: str | Path | Sequence[str] | None, verb: str
-) -> tuple[str, ...]:
+def class_templates(model: Model, templates: str | Path | Sequence[str] | None, verb: str) -> tuple[str, ...]:
     """The sentences to put class names into: none for a model with a classifier of its own.
 
     Raises `Refusal` for models that have neither words nor a classifier.

@@ -26,6 +26,7 @@ from moviola.verbs.common import (
 )
 from moviola.verbs.figures import RetrievalReport, ZeroShotReport
 from moviola.verbs.set_reader import SetReader
+from moviola.verbs.views import view_scores
 
 if TYPE_CHECKING:
     from moviola.clip.loaded import Model
@@ -48,6 +49,7 @@ def evaluate_zero_shot(
     batch_size: int = 32,
     frames: int | None = None,
     truncate: bool = False,
+    views: tuple[int, int] = (1, 1),
     cache: str | Path | None = None,
     on_progress: Progress | None = None,
 ) -> ZeroShotReport:
@@ -55,6 +57,7 @@ def evaluate_zero_shot(
 
     templates  a set (`simple`, `general`, `video`), a file, or sentences with `{}`
     limit      at most so many items, drawn by hash: the same ones each time, from every class
+    views      (clips, crops): the mean softmax over so many clips of a video and crops of a frame
     cache      a folder where the items' vectors are kept, so that other templates cost no new pass;
                a changed file, model or recipe makes a new entry
 
@@ -92,7 +95,18 @@ def evaluate_zero_shot(
         failed=failed,
         on_progress=on_progress,
     )
-    if loaded.separable and scorer.own is None:
+    if views != (1, 1):
+        index_N, scores_NC = view_scores(
+            scorer,
+            found,
+            rows,
+            views,
+            frames=frames,
+            batch_size=batch_size,
+            failed=failed,
+            on_progress=on_progress,
+        )
+    elif loaded.separable and scorer.own is None:
         index_N, vectors_ND = work.vectors()
         scores_NC = scorer.logits(vectors_ND)
     else:

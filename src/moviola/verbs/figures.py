@@ -77,7 +77,9 @@ class ZeroShotReport:
         return "\n".join([what, *_lines(self.rows()), *self.notes, *_left_out(self.failed)])
 
     def __rich__(self) -> RichTable:
-        return _rich_table(f"{self.task.capitalize()} of {_named(self.data, self.split)}, {self.model}", self.rows())
+        return _rich_table(
+            f"{self.task.capitalize()} of {_named(self.data, self.split)}, {self.model}", self.rows()
+        )
 
 
 @dataclass(frozen=True)

@@ -41,14 +41,13 @@ def load(
     """A model ready to embed.
 
     `source` is `builtin`; a model folder (ours, Hugging Face CLIP, OpenCLIP), or a run's folder with one in
-    it; an OpenAI `.pt`; the file of
-    a system's authors, told by the names in it; a hub id such as `openai/clip-vit-base-patch32`; or a
-    system's slug with `init=` naming the CLIP to start from (`load("xpool", init="builtin")`). `base` is
-    where the model lies that an adapted one was made from, if it was moved; authors' files of prompts need
-    it, and the names of `classes`. `device` is
-    auto, cpu, cuda or mps; `dtype` float32, bfloat16 or float16; `tokenizer` a file (or what was read
-    from it) for checkpoints that come without one; `revision` a hub revision. Raises `CheckpointError`
-    when it cannot be read, is of an unsupported family, or is not there.
+    it; an OpenAI `.pt`; the file of a system's authors, told by the names in it; a hub id such as
+    `openai/clip-vit-base-patch32`; or a system's slug with `init=` naming the CLIP to start from
+    (`load("xpool", init="builtin")`). `base` is where the model lies that an adapted one was made from, if
+    it was moved; authors' files of prompts need it, and the names of `classes`. `device` is auto, cpu, cuda
+    or mps; `dtype` float32, bfloat16 or float16; `tokenizer` a file (or what was read from it) for
+    checkpoints that come without one; `revision` a hub revision. Raises `CheckpointError` when it cannot be
+    read, is of an unsupported family, or is not there.
     """
     loaded = _load(source, init, base, classes, device, dtype, tokenizer, revision)
     if init is None:
@@ -95,9 +94,8 @@ def _load(
         if hasattr(entry_class(official[0]), "from_base"):
             return _load_adaptation(*official, path, base=base, classes=classes, device=device, dtype=dtype)
         return _load_official(*official, path, device=device, dtype=dtype, tokenizer=tokenizer)
-    return load_clip(
-        path if path.is_dir() else source, device=device, dtype=dtype, tokenizer=tokenizer, revision=revision
-    )
+    place = path if path.is_dir() else source
+    return load_clip(place, device=device, dtype=dtype, tokenizer=tokenizer, revision=revision)
 
 
 def as_model(

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from moviola.clip.blocks import set_checkpointing
-from moviola.clip.loaded import Model, choose_device
+from moviola.clip.loaded import Model, choose_device, to_channels_last
 from moviola.data.reinforced import MANIFEST, read_manifest
 from moviola.data.rows import PairData, RowSource, check, held_out, open_rows
 from moviola.data.rows.feed import feed
@@ -150,7 +150,7 @@ def _train(
     device = processes.device or choose_device(run.device)
     module = model.module.to(device)
     if any(isinstance(m, nn.BatchNorm2d) for m in module.modules()):
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        to_channels_last(module)
     set_checkpointing(module, run.checkpoint_activations)
     who = identity(run, begun, rows.fingerprint)
     _describe(folder, run, config, who, sources, processes)
@@ -201,7 +201,7 @@ def _train(
         pairs=len(rows),
         held_out=0 if kept is None else len(kept),
         steps=config.steps,
-        losses=_last_losses(metrics),
+        losses=last_losses(metrics),
         before=before,
         after=after,
         averaged=averaged,
@@ -417,7 +417,7 @@ def _figures(line: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
     return {name: float(line[name]) for name in names if name in line}
 
 
-def _last_losses(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def last_losses(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     for line in reversed(metrics):
         if "gradient_norm" in line:
             others = ("step", "gradient_norm", "lr", "rows_per_second")

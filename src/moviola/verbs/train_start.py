@@ -124,11 +124,11 @@ def _model(run: TrainRun, name: str, training: Training) -> tuple[Model, bool]:
     source = BUILTIN if run.init is None else run.init
     base = source if isinstance(source, Model) else load(source, device="cpu", tokenizer=run.tokenizer)
     if run.scratch:
-        return _as_started(_rebuilt(base), training, name, base=None), True
-    return _as_started(base, training, name, base={"name": base.name, "hash": base.hash}), False
+        return as_started(_rebuilt(base), training, name, base=None), True
+    return as_started(base, training, name, base={"name": base.name, "hash": base.hash}), False
 
 
-def _as_started(model: Model, training: Training, name: str, *, base: dict[str, Any] | None) -> Model:
+def as_started(model: Model, training: Training, name: str, *, base: dict[str, Any] | None) -> Model:
     """The system's own model from this one, where the system has one; plain otherwise."""
     module: Any = training.start(model.module) if training.start is not None else model.module
     system = model.system
@@ -204,7 +204,7 @@ def _new(run: TrainRun, name: str, training: Training) -> Model:
         system=system,
         device="cpu",
     )
-    return _as_started(made, training, name, base=None)
+    return as_started(made, training, name, base=None)
 
 
 def identity(run: TrainRun, begun: Start, fingerprint: str) -> dict[str, str]:
