@@ -15,6 +15,7 @@ from moviola.parts.prompting import (
     class_prompts,
     cut_texts,
     embed_with_context,
+    image_with_prompts,
     most_depth,
     places,
     prompt_template,
@@ -25,6 +26,7 @@ from moviola.parts.prompting import (
     with_places,
     with_prompts,
 )
+from moviola.systems.adaptation.maple import Config, Maple
 from moviola.systems.pretraining.long_clip import LongClip
 from moviola.types import CheckpointError, Refusal, UsageError
 
@@ -179,3 +181,12 @@ def test_the_same_base_but_for_rounding(model):
     for changed in ({"ln_final.bias": state["ln_final.bias"] + 1}, {"foreign": torch.zeros(1)}):
         with pytest.raises(CheckpointError, match="1 of the tensors that it carries differ"):
             check_same_base(model, state | changed, source="checkpoint")
+
+
+def test_image_with_prompts_is_what_maple_does(clip):
+    torch.manual_seed(1)
+    maple = Maple(clip, Config(depth=2), TOKENS)
+    pixels = torch.randn(3, 3, 16, 16)
+    got = image_with_prompts(clip.visual, pixels, maple.vision_prompts())
+    torch.testing.assert_close(got, maple.encode_image(pixels))
+    assert (got - clip.encode_image(pixels)).abs().max() > 1e-4

@@ -364,6 +364,21 @@ class Model:
     def _encode_tokens(self, tokens_NL: Tensor) -> Tensor:
         return self._encoder.encode_text(tokens_NL.to(self.device))
 
+    @torch.inference_mode()
+    def embed_queries(
+        self, texts: Sequence[str], *, truncate: bool = False, batch_size: int = 256
+    ) -> np.ndarray:
+        """What the module's own `score` takes of texts, not normalised: text_ND, or of a model that compares
+        words (`encode_words`) words_NLD with rows of zeros as padding.
+        """
+        if self.separable or not hasattr(self.module, "encode_words"):
+            return self.embed_texts(texts, normalize=False, truncate=truncate, batch_size=batch_size)
+        tokens_NL = torch.from_numpy(self._tokenize(list(texts), truncate)).to(self.device)
+        encode: Any = self.module.encode_words
+        parts = [encode(chunk).float().cpu().numpy() for chunk in tokens_NL.split(_check_batch(batch_size))]
+        longest = max(part.shape[1] for part in parts)
+        return np.concatenate([np.pad(p, ((0, 0), (0, longest - p.shape[1]), (0, 0))) for p in parts])
+
     def _tokenize(self, texts: Sequence[str], truncate: bool) -> np.ndarray:
         if not self.has_text:
             raise Refusal(
@@ -405,7 +420,7 @@ class Model:
         or video_MD of a separable model. A separable model averages frames first.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        text_ND = self._encode_tokens(torch.from_numpy(self._tokenize(texts, False)))
+        text_ND = torch.from_numpy(self.embed_queries(texts)).to(self.device, self.dtype)
         given = torch.from_numpy(np.ascontiguousarray(video)).to(self.device, self.dtype)
         mask = None if mask_MT is None else torch.from_numpy(np.asarray(mask_MT, bool)).to(self.device)
         if self.separable and given.ndim == 3:

@@ -66,8 +66,7 @@ def split_rows(
     empty = [name for name, rows in zip(classes, members, strict=True) if not len(rows)]
     if empty:
         raise UsageError(
-            f"{len(empty)} of {len(classes)} classes have no item that can be read: "
-            f"{', '.join(empty[:5])}.",
+            f"{len(empty)} of {len(classes)} classes have no item that can be read: {', '.join(empty[:5])}.",
             hint="Add some to them, or leave the classes out with names= (--classes).",
         )
     notes = []

@@ -180,6 +180,20 @@ def run_with_prompts(transformer: Transformer, x_NLD: Tensor, deep: Sequence[Ten
     return x_NLD
 
 
+def image_with_prompts(visual: VisionTransformer, pixels_BCHW: Tensor, prompts: Sequence[Tensor]) -> Tensor:
+    """Pictures to image_BE, not normalised, with prompts (n, D) for the first blocks behind the patches.
+
+    They get no positions. `prompts` holds one for each block, first the one at the input.
+    """
+    first_nD, *deep = prompts
+    x_BLD = visual.embed(pixels_BCHW)
+    # the norm before the blocks sees one token at a time: it may as well come before joining
+    prompt_BnD = visual.ln_pre(first_nD.to(x_BLD.dtype)).expand(len(x_BLD), -1, -1)
+    x_BLD = torch.cat([x_BLD, prompt_BnD], dim=1)
+    x_BLD = run_with_prompts(visual.transformer, x_BLD, deep, -len(first_nD))
+    return visual.ln_post(x_BLD[:, 0]) @ visual.proj
+
+
 def text_from_embeddings(
     tower: TextTower, x_NLD: Tensor, eot_N: Tensor, *, deep: Sequence[Tensor] = (), first: int = 1
 ) -> Tensor:

@@ -1,8 +1,8 @@
-"""timm's vision transformer with normalised queries and keys, on the house's own image tower.
+"""timm's vision transformer, plain or with normalised queries and keys, on the house's own image tower.
 
-What differs from OpenAI's ViT: every head's queries and keys pass a LayerNorm, all norms add 1e-6, the
-activation is the exact GELU, the patch convolution has a bias, and no norm comes before the first
-block. Parameter names stay the house's; `timm_rules` maps timm's.
+What differs from OpenAI's ViT: all norms add 1e-6, the activation is the exact GELU, the patch convolution
+has a bias, no norm comes before the first block and, in `TimmBlock`, every head's queries and keys pass a
+LayerNorm. Parameter names stay the house's; `timm_rules` maps timm's.
 
 Axis letters: B batch, L tokens, D width, H heads, K width of one head.
 """
@@ -25,6 +25,7 @@ from moviola.clip.weights import strip_prefix
 from moviola.types import CheckpointError
 
 EPSILON = 1e-6
+_TABLES = ("pos_embed", "temporal_embed")
 
 
 class HeadNormAttention(Attention):
@@ -48,17 +49,24 @@ class HeadNormAttention(Attention):
         return self.out_proj(out_BHLK.transpose(1, 2).flatten(2))
 
 
-class TimmBlock(ResidualBlock):
-    """Give it to a tower as `block=`; the tower's activation does not matter, it is always GELU."""
+class PlainBlock(ResidualBlock):
+    """timm's block without norms of queries and keys. The tower's activation does not matter: always GELU."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, act: Activation, *, causal: bool) -> None:
         super().__init__(width, heads, mlp_ratio, "gelu", causal=causal)
-        self.attn = HeadNormAttention(width, heads)
         self.ln_1.eps = self.ln_2.eps = EPSILON
 
 
+class TimmBlock(PlainBlock):
+    """Give it, or `PlainBlock`, to a tower as `block=`."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, act: Activation, *, causal: bool) -> None:
+        super().__init__(width, heads, mlp_ratio, act, causal=causal)
+        self.attn = HeadNormAttention(width, heads)
+
+
 def as_timm(tower: VisionTransformer) -> None:
-    """Change a new tower of `TimmBlock`s, in place, where timm's differs outside the blocks."""
+    """Change a new tower of these blocks, in place, where timm's differs outside the blocks."""
     plain = tower.conv1
     tower.conv1 = nn.Conv2d(plain.in_channels, plain.out_channels, patch_of(plain), stride=patch_of(plain))
     tower.ln_pre = cast(nn.LayerNorm, nn.Identity())
@@ -93,7 +101,8 @@ def timm_rules(prefix: str) -> tuple[Rule, ...]:
 
 
 class TimmKeys(Keys):
-    """A table that knows timm's axes of length one: `cls_token` (1, 1, D) and `pos_embed` (1, L, D)."""
+    """A table that knows timm's axes of length one: `cls_token` (1, 1, D), `pos_embed` (1, L, D) and, where
+    videos are read, `temporal_embed` (1, T, D)."""
 
     def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return super().from_official(
@@ -101,7 +110,7 @@ class TimmKeys(Keys):
         )
 
     def to_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        axes = {"cls_token": (None, None), "pos_embed": (None,)}
+        axes = {"cls_token": (None, None)} | dict.fromkeys(_TABLES, (None,))
         return {k: t[axes.get(_last(k), ())] for k, t in super().to_official(state).items()}
 
 
@@ -110,7 +119,7 @@ def _last(name: str) -> str:
 
 
 def _first(name: str, tensor: Tensor) -> Tensor:
-    return tensor[0] if _last(name) == "pos_embed" else tensor
+    return tensor[0] if _last(name) in _TABLES else tensor
 
 
 def join_parts(checkpoint: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Tensor]:
@@ -154,23 +163,28 @@ class Shapes:
         pattern = re.compile(re.escape(template).replace(r"\{n\}", r"\d+"))
         return sum(pattern.fullmatch(name) is not None for name in self.state)
 
-    def timm_clip(self, prefix: str) -> ClipConfig:
-        """OpenAI's text tower (64 channels a head) and, under `visual`, timm's ViT for a square picture."""
-        width, _, patch, _ = self(prefix + "visual.patch_embed.proj.weight")
-        patches = self(prefix + "visual.pos_embed")[1] - 1
+    def timm_vit(self, prefix: str, head_width: int = 64) -> VitConfig:
+        """timm's ViT for a square picture."""
+        width, *_, patch = self(prefix + "patch_embed.proj.weight")
+        patches = self(prefix + "pos_embed")[1] - 1
         side = math.isqrt(patches)
         if side * side != patches:
             raise CheckpointError(
                 f"{patches} patches make no square picture.", hint="Give the configuration."
             )
-        vision = VitConfig(
+        return VitConfig(
             image_size=side * patch,
             patch_size=patch,
             width=width,
-            layers=self.count(prefix + "visual.blocks.{n}.norm1.weight"),
-            heads=width // self(prefix + "visual.blocks.0.attn.q_norm.weight")[0],
-            mlp_ratio=self(prefix + "visual.blocks.0.mlp.fc1.weight")[0] / width,
+            layers=self.count(prefix + "blocks.{n}.norm1.weight"),
+            heads=max(1, width // head_width),
+            mlp_ratio=self(prefix + "blocks.0.mlp.fc1.weight")[0] / width,
         )
+
+    def timm_clip(self, prefix: str) -> ClipConfig:
+        """OpenAI's text tower (64 channels a head) and, under `visual`, timm's ViT for a square picture."""
+        head_width = self(prefix + "visual.blocks.0.attn.q_norm.weight")[0]
+        vision = self.timm_vit(prefix + "visual.", head_width)
         text_width, embed_dim = self(prefix + "text_projection")
         text = TextConfig(
             context_length=self(prefix + "positional_embedding")[0],

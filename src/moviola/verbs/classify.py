@@ -211,7 +211,7 @@ class ClassScorer:
             self.text_ND = model.embed_prompts(classes, templates, truncate=truncate)
         else:  # one row per class and template: scores are averaged, since vectors need not be
             prompts = [template.replace("{}", name) for name in classes for template in templates]
-            self.text_ND = model.embed_texts(prompts, normalize=False, truncate=truncate)
+            self.text_ND = model.embed_queries(prompts, truncate=truncate)
 
     def over(
         self, items: Iterable[tuple[int, str, Clip | bytes]], *, on_skip: Callable[[int, Skipped], None]

@@ -192,9 +192,9 @@ def evaluate_retrieval(
     kept_N = np.flatnonzero(np.isin(found.owner_N, rows))
     # texts first: one that is too long is then found before the pictures are embedded
     with counting_cuts() as cut:
-        text_ND = loaded.embed_texts(
-            [found.texts[n] for n in kept_N], normalize=loaded.separable, truncate=truncate
-        )
+        texts = [found.texts[n] for n in kept_N]
+        embed = loaded.embed_texts if loaded.separable else loaded.embed_queries
+        text_ND = embed(texts, truncate=truncate)
     failed = [Skipped(*one) for one in found.missing]
     work = SetReader(
         loaded,

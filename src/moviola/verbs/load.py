@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,7 @@ def _load(
     if official is not None:
         if hasattr(entry_class(official[0]), "from_base"):
             return _load_adaptation(*official, path, base=base, classes=classes, device=device, dtype=dtype)
-        return _load_official(*official, path, device=device, dtype=dtype, tokenizer=tokenizer)
+        return _load_official(*official, path, base=base, device=device, dtype=dtype, tokenizer=tokenizer)
     place = path if path.is_dir() else source
     return load_clip(place, device=device, dtype=dtype, tokenizer=tokenizer, revision=revision)
 
@@ -288,7 +289,7 @@ def _library_text_weights(folder: Path) -> Path | None:
     return next((folder / name for name in openclip.WEIGHTS if (folder / name).is_file()), None)
 
 
-_WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+_WEIGHTS = (".pt", ".pth", ".pyth", ".bin", ".ckpt", ".safetensors")
 
 
 def _official(path: Path) -> tuple[System, dict[str, Tensor]] | None:
@@ -311,6 +312,7 @@ def _load_official(
     state: dict[str, Tensor],
     path: Path,
     *,
+    base: str | Path | Model | None,
     device: str,
     dtype: Dtype | None,
     tokenizer: str | Path | AnyTokenizer | None,
@@ -319,12 +321,17 @@ def _load_official(
     from moviola.clip.loaded import Model as LoadedModel
     from moviola.systems.registry import entry_class
 
-    module = entry_class(system).from_official(state)
+    cls = entry_class(system)
+    start = None
+    if base is not None and "base" in signature(cls.from_official).parameters:
+        start = as_model(base, device="cpu")
+        tokenizer = tokenizer or start.tokenizer
+    module = cls.from_official(state) if start is None else cls.from_official(state, start.module)
     given = read_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
     return LoadedModel(
         module,
         config=module.config.to_json(),
-        recipe=recipe_of(module),
+        recipe=recipe_of(module) if start is None else start.recipe,
         tokenizer=given,
         name=path.stem,
         system=system.slug,

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ MEASURED = "measured.json"
 def as_model(model: Model, module: nn.Module, device: Any, **changes: Any) -> Model:
     """The module as it is now, ready to be measured or saved."""
     given: dict[str, Any] = {
-        "config": model.config,
+        "config": cast(Any, module).config.to_json(),
         "recipe": model.recipe,
         "tokenizer": model.tokenizer,
         "name": model.name,

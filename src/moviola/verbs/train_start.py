@@ -91,6 +91,7 @@ def _start(run: TrainRun, offered: Mapping[str, Any]) -> Start:
             f"The objective {run.objective} has no option {', '.join(unknown)}.",
             hint=f"It has: {', '.join(sorted(known))}.",
         )
+    model.config = dict(cast(Any, module).config.to_json())  # an objective may have set a head
     objective = made[0][2]
     if len(made) > 1 or made[0][1] != 1.0:
         objective = WeightedSum([(n, w, cast(PairObjective, o)) for n, w, o in made])

@@ -1,7 +1,7 @@
 """A text tower around a transformer of the `transformers` library: XLM-RoBERTa, masked pooling, projection.
 
 It computes and names its parameters as OpenCLIP's `HFTextEncoder` does: `transformer.*` by the
-library's names, `proj.*`. Needs the extra `hf`.
+library's names, `proj.*`. `DistilBertTower` has DistilBERT in XLM-RoBERTa's place. Needs the extra `hf`.
 
 Axis letters: N texts, L tokens, D width, E embedding width.
 """
@@ -9,7 +9,7 @@ Axis letters: N texts, L tokens, D width, E embedding width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from moviola.clip.config import build_config
 from moviola.clip.model import length_groups
+from moviola.parts.timm_vit import Shapes
 from moviola.types import MissingExtra, UsageError
 
 Pooling = Literal["mean", "max", "first"]
@@ -58,19 +59,16 @@ class HfTextTower(nn.Module):
     """tokens_NL (int64, filled up with `pad_id`) -> text_NE, not normalised.
 
     Positions count from `pad_id + 1` over the tokens that are not padding, so at most `positions -
-    pad_id - 1` tokens fit.
+    pad_id - 1` tokens fit. A subclass may hold another transformer of the library (`library_model`).
     """
 
     def __init__(self, config: HfTextConfig, embed_dim: int) -> None:
         super().__init__()
-        try:
-            from transformers import XLMRobertaConfig, XLMRobertaModel
-        except ImportError as error:
-            raise MissingExtra("transformers", "hf") from error
-        if config.context_length > config.positions - config.pad_id - 1:
+        most = config.positions - self.first_position(config)
+        if config.context_length > most:
             raise UsageError(
                 f"A context of {config.context_length} tokens needs {config.context_length} positions, the "
-                f"text tower has {config.positions - config.pad_id - 1}."
+                f"text tower has {most}."
             )
         if config.projection == "none" and config.width != embed_dim:
             raise UsageError(
@@ -78,22 +76,7 @@ class HfTextTower(nn.Module):
                 f"({embed_dim})."
             )
         self.config = config
-        self.transformer = XLMRobertaModel(
-            XLMRobertaConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.width,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                intermediate_size=config.hidden,
-                max_position_embeddings=config.positions,
-                type_vocab_size=config.types,
-                pad_token_id=config.pad_id,
-                layer_norm_eps=config.norm_eps,
-                hidden_dropout_prob=config.dropout,
-                attention_probs_dropout_prob=config.dropout,
-            ),
-            add_pooling_layer=False,
-        )
+        self.transformer = self.library_model(config)
         middle = (config.width + embed_dim) // 2
         self.proj: nn.Module = nn.Identity()
         if config.projection == "linear":
@@ -104,6 +87,33 @@ class HfTextTower(nn.Module):
                 nn.GELU(),
                 nn.Linear(middle, embed_dim, bias=False),
             )
+
+    @staticmethod
+    def first_position(config: HfTextConfig) -> int:
+        """The row of the position table that a text's first token reads."""
+        return config.pad_id + 1
+
+    @staticmethod
+    def library_model(config: HfTextConfig) -> Any:
+        """The untrained transformer; `MissingExtra` without the library."""
+        try:
+            from transformers import XLMRobertaConfig, XLMRobertaModel
+        except ImportError as error:
+            raise MissingExtra("transformers", "hf") from error
+        made = XLMRobertaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=config.hidden,
+            max_position_embeddings=config.positions,
+            type_vocab_size=config.types,
+            pad_token_id=config.pad_id,
+            layer_norm_eps=config.norm_eps,
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
+        )
+        return XLMRobertaModel(made, add_pooling_layer=False)
 
     @property
     def token_embedding(self) -> nn.Embedding:
@@ -158,3 +168,64 @@ class HfTextTower(nn.Module):
                 hint="Tokenize with start and end marks, and leave rows without a caption out.",
             )
         return lengths
+
+
+def distilbert() -> HfTextConfig:
+    """DistilBERT-base, of which the first token's vector is taken as it is."""
+    return HfTextConfig(
+        vocab_size=30522,
+        layers=6,
+        positions=512,
+        types=0,
+        pad_id=0,
+        norm_eps=1e-12,
+        context_length=512,
+        pooling="first",
+        projection="none",
+    )
+
+
+def distilbert_of(shapes: Shapes, prefix: str) -> HfTextConfig:
+    """The sizes of a checkpoint's DistilBERT; heads are 64 wide."""
+    vocabulary, width = shapes(prefix + "embeddings.word_embeddings.weight")
+    positions = shapes(prefix + "embeddings.position_embeddings.weight")[0]
+    return replace(
+        distilbert(),
+        vocab_size=vocabulary,
+        width=width,
+        layers=shapes.count(prefix + "transformer.layer.{n}.ffn.lin1.weight"),
+        heads=max(1, width // 64),
+        hidden=shapes(prefix + "transformer.layer.0.ffn.lin1.weight")[0],
+        positions=positions,
+        context_length=positions,
+    )
+
+
+class DistilBertTower(HfTextTower):
+    """DistilBERT in XLM-RoBERTa's place: positions count from 0.
+
+    The library fixes what the configuration's `types` (none) and `norm_eps` (1e-12) would say.
+    """
+
+    @staticmethod
+    def first_position(config: HfTextConfig) -> int:
+        return 0
+
+    @staticmethod
+    def library_model(config: HfTextConfig) -> Any:
+        try:
+            from transformers import DistilBertConfig, DistilBertModel
+        except ImportError as error:
+            raise MissingExtra("transformers", "hf") from error
+        made = DistilBertConfig(
+            vocab_size=config.vocab_size,
+            dim=config.width,
+            n_layers=config.layers,
+            n_heads=config.heads,
+            hidden_dim=config.hidden,
+            max_position_embeddings=config.positions,
+            pad_token_id=config.pad_id,
+            dropout=config.dropout,
+            attention_dropout=config.dropout,
+        )
+        return DistilBertModel(made)
