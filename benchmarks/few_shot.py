@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import time
 from pathlib import Path
@@ -29,9 +30,9 @@ def run(data: Path, folder: Path, method: str, shots: int, seed: int, model: str
     if place.is_file():
         return json.loads(place.read_text())
     start = time.perf_counter()
-    report = moviola.adapt(
-        data, folder / "model", method=method, model=model, shots=shots, seed=seed, most_test=most
-    )
+    made_at = folder / f"{method}-{shots}-{seed}"
+    report = moviola.adapt(data, made_at, method=method, model=model, shots=shots, seed=seed, most_test=most)
+    shutil.rmtree(made_at)
     made = {**report.to_json(), "seed": seed, "seconds": round(time.perf_counter() - start, 1)}
     with atomic(place) as file:
         file.write(json.dumps(made, indent=1).encode())

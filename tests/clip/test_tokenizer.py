@@ -267,3 +267,9 @@ def test_a_small_vocabulary_without_unknown_token_is_refused() -> None:
         Tokenizer(vocab, [])
     tolerant = Tokenizer(vocab, [], unknown=END)
     assert tolerant.encode("aa b") == [0, 1, 3]
+
+
+@pytest.mark.parametrize("text", ["\u0345", "a\u0345b", "!\u0345!", "\u00cd\x85"])
+def test_the_iota_below_is_in_no_word(text: str, toy: dict, toy_tokenizer: Tokenizer) -> None:
+    """OpenAI's pattern ignores case, and U+0345 in the other case is a letter: no class takes it."""
+    assert toy_tokenizer.encode(text) == reference(toy["toy_merges"], text)
