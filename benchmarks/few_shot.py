@@ -3,9 +3,9 @@
     python benchmarks/few_shot.py cifar10.parquet --to few-shot/
 
 The table has pictures and classes (see `moviola.data.classes`); CIFAR-10's were not seen in training. Each
-method learns from 1, 2, 4, 8 and 16 pictures of each class, drawn by seed, and is measured on the same 2000
-others. One JSON file a run: the same command goes on after a kill. Writes `few-shot.json`, `few-shot.md` and
-`few-shot.png`.
+method learns from 1, 2, 4, 8 and 16 pictures of each class, drawn by seed, and is measured on 2000 others,
+the same for all methods. One JSON file a run: the same command goes on after a kill. Writes `few-shot.json`,
+`few-shot.md` and `few-shot.png`.
 """
 
 from __future__ import annotations
