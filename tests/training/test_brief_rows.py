@@ -26,6 +26,9 @@ class Square:
     def param_groups(self, model):
         return [{"params": [model.slow], "lr_scale": 0.1}, {"params": [model.fast]}]
 
+    def lr_factors(self, step, steps):
+        self.told = step, steps
+
     def after_step(self, model):
         self.steps = getattr(self, "steps", 0) + 1
 

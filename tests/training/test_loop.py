@@ -235,3 +235,25 @@ def test_schedule():
     assert warmup_cosine(0, steps=100, warmup=10) == pytest.approx(0.1)
     assert warmup_cosine(10, steps=100, warmup=10) == pytest.approx(1.0)
     assert warmup_cosine(100, steps=100, warmup=10, floor=0.25) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_batch_norm_keeps_its_statistics_where_asked(tmp_path, keep):
+    model, data = make(), Pairs()
+    names = [name for name in model.state_dict() if "running" in name]
+    before = {name: model.state_dict()[name].clone() for name in names}
+    config = replace(CONFIG, keep_statistics=keep)
+    train(model, Contrastive(), data, config, tmp_path, evaluate=lambda model, step: {}, evaluate_every=2)
+    assert names
+    assert all(torch.equal(before[name], model.state_dict()[name]) is keep for name in names)
+
+
+def test_a_run_from_before_a_field_existed_resumes_with_its_default(tmp_path):
+    train(make(), Contrastive(), Pairs(), CONFIG, tmp_path, stop_at=4)
+    path = tmp_path / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    state["config"] = json.dumps({k: v for k, v in json.loads(state["config"]).items() if k != "optimizer"})
+    torch.save(state, path)
+    train(make(), Contrastive(), Pairs(), CONFIG, tmp_path, stop_at=8)
+    with pytest.raises(UsageError, match="optimizer: adamw then, sgd now"):
+        train(make(), Contrastive(), Pairs(), replace(CONFIG, optimizer="sgd"), tmp_path)

@@ -302,6 +302,10 @@ def classify(
         str | None, typer.Option(help="simple, general, or a file with one template a line ({} = class).")
     ] = None,
     k: Annotated[int, typer.Option("-k", help="How many classes per file.")] = 5,
+    head: Annotated[
+        Literal["words", "own"] | None,
+        typer.Option(help="By the words for classes, or the model's own classifier. (words, if it has them)"),
+    ] = None,
     tokenizer: TokenizerFile = None,
     device: Device = "auto",
     dtype: Dtype = None,
@@ -322,6 +326,7 @@ def classify(
             templates=templates,
             k=k,
             batch_size=batch_size,
+            head=head,
             on_progress=on_progress,
         )
     _finish(made, json)
@@ -342,6 +347,7 @@ def evaluate(
     views: Annotated[
         tuple[int, int], typer.Option(help="Classes of a video by so many clips of it, times so many crops.")
     ] = (1, 1),
+    head: Annotated[Literal["words", "own"] | None, typer.Option(help="As in `moviola classify`.")] = None,
     tokenizer: TokenizerFile = None,
     device: Device = "auto",
     dtype: Dtype = None,
@@ -359,7 +365,7 @@ def evaluate(
         common["on_progress"] = on_progress
         report: Any
         if task == "zero-shot":
-            report = evaluate_zero_shot(loaded, data, templates=templates, views=views, **common)
+            report = evaluate_zero_shot(loaded, data, templates=templates, views=views, head=head, **common)
         else:
             report = evaluate_retrieval(
                 loaded, data, layout=layout, split=split, media_root=media_root, **common

@@ -45,6 +45,9 @@ def recognise_command(
     init: Annotated[
         str, typer.Option(help="The model to start from: builtin, a folder, file or hub id.")
     ] = "builtin",
+    model: Annotated[
+        str | None, typer.Option(help="A new model: a preset, for systems that learn without words.")
+    ] = None,
     test: Annotated[
         Path | None, typer.Option(help="Other clips to measure on. (a fifth of the clips)")
     ] = None,
@@ -56,8 +59,9 @@ def recognise_command(
         tuple[int, int], typer.Option(help="Clips and crops of a video when it is measured.")
     ] = (4, 3),
     frames: Annotated[
-        int, typer.Option(help="Frames of a clip, where the model takes any number.", min=1)
-    ] = 8,
+        int | None,
+        typer.Option(help="Frames of a clip, where the model takes any number. (the system's own)", min=1),
+    ] = None,
     templates: Annotated[
         str | None, typer.Option(help="A sentence with {} for the class, a set or a file.")
     ] = None,
@@ -84,6 +88,10 @@ def recognise_command(
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     warmup: Annotated[int | None, typer.Option(help="Steps of linear warm-up. (a tenth)", min=0)] = None,
+    keep_statistics: Annotated[
+        bool | None,
+        typer.Option(help="Whether BatchNorm keeps its statistics. (if the model has words)"),
+    ] = None,
     precision: Annotated[Literal["float32", "bfloat16"] | None, typer.Option(help="(float32)")] = None,
     crop_area: Annotated[
         tuple[float, float] | None, typer.Option(help="Share of a frame that a crop keeps. (0.4 1)")
@@ -113,6 +121,7 @@ def recognise_command(
             objective=objective,
             options=named_values(set_, "--set", parse=True),
             init=init,
+            model=model,
             test=test,
             shots=shots,
             base_to_new=base_to_new,
@@ -137,6 +146,7 @@ def recognise_command(
             micro_batch=micro_batch,
             lr=lr,
             warmup=warmup,
+            keep_statistics=keep_statistics,
             precision=precision,
             workers=workers,
             seed=seed,

@@ -44,10 +44,15 @@ def train_command(
         int | None, typer.Option(min=1, help="Pairs in the towers at a time: less memory, same result.")
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    lr_floor: Annotated[float | None, typer.Option(help="Share of it left at the end. (0)")] = None,
+    lr_floor: Annotated[
+        float | None, typer.Option(help="Share of it left at the end. (the system's own, or 0)")
+    ] = None,
     warmup: Annotated[int | None, typer.Option(help="Steps of linear warm-up.")] = None,
     weight_decay: Annotated[float | None, typer.Option()] = None,
     clip_grad: Annotated[float | None, typer.Option(help="Largest gradient norm. (1)")] = None,
+    keep_statistics: Annotated[
+        bool, typer.Option("--keep-statistics", help="BatchNorm keeps the statistics that it came with.")
+    ] = False,
     precision: Annotated[Literal["float32", "bfloat16"] | None, typer.Option(help="(float32)")] = None,
     episode_steps: Annotated[int | None, typer.Option(help="Steps between clusterings (protoclip).")] = None,
     crop_area: Annotated[
@@ -98,6 +103,7 @@ def train_command(
         "warmup": warmup,
         "weight_decay": weight_decay,
         "clip_grad": clip_grad,
+        "keep_statistics": keep_statistics or None,
         "precision": precision,
         "episode_steps": episode_steps,
         "crop_area": crop_area,

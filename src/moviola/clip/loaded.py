@@ -325,8 +325,14 @@ class Model:
         batches = (self.clip_batch(chunk) for chunk in _batches(clips, batch_size))
         return self._logits(module.classify_video(batch) for batch in batches)
 
+    @property
+    def has_head(self) -> bool:
+        """Whether it has a classifier of its own, beside words or instead of them."""
+        classes = getattr(getattr(self.module, "config", None), "classes", 0)
+        return self.adaptation == "classifier" or (classes > 0 and hasattr(self.module, "classify_video"))
+
     def _classifier(self) -> Any:
-        if self.adaptation != "classifier":
+        if not self.has_head:
             raise Refusal(
                 f"The model '{self.name}' has no classifier of its own: it compares with words.",
                 hint="Use moviola.classify, or adapt it: moviola adapt --method gda-clip ...",

@@ -26,7 +26,8 @@ def fit_rows(
     """Train `model` in place on rows drawn from `count` with replacement, the rate up and down once.
 
     `batch_of(rows)` makes a batch. Groups learn at `lr` times their `lr_scale`; `clip_grad` is the longest
-    gradient. Dropout draws from torch's global generator.
+    gradient. The objective is told each step by `lr_factors`, whose answer is not used. Dropout draws from
+    torch's global generator.
     """
     groups = list(objective.param_groups(model))
     rates = [lr * group.get("lr_scale", 1.0) for group in groups]
@@ -34,10 +35,11 @@ def fit_rows(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
     rng = np.random.default_rng([seed, 3])
     model.train()
-    for _ in range(steps):
+    for step in range(steps):
         losses = objective.forward(model, batch_of(rng.integers(count, size=batch)))
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
+        objective.lr_factors(step, steps)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -67,7 +67,8 @@ def resume(
         return 0
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        before, held = json.loads(state["config"]), dict(state["identity"])
+        before = {**_defaults(config), **json.loads(state["config"])}  # a field may be newer than the run
+        held = dict(state["identity"])
     except (RuntimeError, EOFError, KeyError, ValueError, TypeError, UnpicklingError) as error:
         raise CheckpointError(
             f"{printable(path)} is no checkpoint of a run: {str(error).splitlines()[0][:120]}",
@@ -97,6 +98,10 @@ def resume(
         objective.load_state_dict(state["objective"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
+
+
+def _defaults(config: TrainConfig) -> dict[str, Any]:
+    return {f.name: f.default for f in fields(config) if f.default is not MISSING}
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:

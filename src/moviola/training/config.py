@@ -12,11 +12,13 @@ from moviola.types import UsageError
 class TrainConfig:
     """What defines a run; a resumed run must have the same.
 
-    batch_size     rows of a step, over all processes
-    micro_batch    rows that pass through the towers at a time; None: all of a process's share
-    optimizer      adamw, or sgd with `momentum` (betas and eps are then not used)
-    lr             the peak, after `warmup` steps; half a cosine leads down to `lr_floor` times it
-    episode_steps  steps between calls of the objective's `on_episode`; 0: no episodes
+    batch_size       rows of a step, over all processes
+    micro_batch      rows that pass through the towers at a time; None: all of a process's share
+    optimizer        adamw, or sgd with `momentum` (betas and eps are then not used)
+    lr               the peak, after `warmup` steps; half a cosine leads down to `lr_floor` times it
+    episode_steps    steps between calls of the objective's `on_episode`; 0: no episodes
+    keep_statistics  BatchNorm keeps the means and variances it came with, which few classes or small
+                     batches would pull away from the pictures that the model learned from
     """
 
     steps: int
@@ -33,6 +35,7 @@ class TrainConfig:
     momentum: float = 0.9
     precision: Literal["float32", "bfloat16"] = "float32"
     episode_steps: int = 0
+    keep_statistics: bool = False
     save_every: int = 200
     log_every: int = 10
 

@@ -40,7 +40,7 @@ class RowsToCome:
         share = -(-len(rows) // processes.count)
         own = rows[processes.rank * share : (processes.rank + 1) * share]
         device = next(self._model.parameters()).device
-        training = self._model.training
+        modes = [(module, module.training) for module in self._model.modules()]
         self._model.eval()
         parts: list[dict[str, np.ndarray]] = []
         try:
@@ -54,7 +54,8 @@ class RowsToCome:
                     batch = self._load(own[start : start + self._batch_size])
                     parts.append(as_arrays(dict(function(batch))))
         finally:
-            self._model.train(training)
+            for module, training in modes:
+                module.training = training
         everywhere = [part for given in processes.gather_objects(parts) for part in given]
         return {name: np.concatenate([part[name] for part in everywhere]) for name in everywhere[0]}
 

@@ -163,7 +163,7 @@ def train(
     if isinstance(objective, nn.Module):
         objective.to(device).train()
     log = _Log(folder, config, start, on_progress) if processes.main else None
-    model.train()
+    _to_training(model, config)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     precision = torch.bfloat16 if config.precision == "bfloat16" else None
     arrange = data.order if isinstance(data, OrderedData) else None
@@ -171,7 +171,7 @@ def train(
     episodes = _Episodes(config, order, model, objective, data, processes, device, precision)
     last = config.steps if stop_at is None else min(config.steps, stop_at)
     if evaluate and evaluate_every and start == 0:
-        _evaluated(model, evaluate, 0, log)
+        _evaluated(model, evaluate, 0, config, log)
     batches = feed(data, _Steps(order, start, last, processes.rank, processes.count), config.seed)
     try:
         for step in range(start, last):
@@ -204,7 +204,7 @@ def train(
             if log:
                 log.step(done, values, float(norm), optimizer.param_groups[0]["lr"], batch.get("skipped", ()))
             if evaluate and evaluate_every and (done % evaluate_every == 0 or done == config.steps):
-                _evaluated(model, evaluate, done, log)
+                _evaluated(model, evaluate, done, config, log)
             if done % config.save_every == 0 or done == config.steps:
                 if processes.main:
                     save(folder / CHECKPOINT, model, objective, optimizer, config, done, identity)
@@ -214,6 +214,14 @@ def train(
             batches.close()  # readers and their processes stop with the run
     model.eval()
     return model
+
+
+def _to_training(model: nn.Module, config: TrainConfig) -> None:
+    model.train()
+    if config.keep_statistics:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
 
 def _optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
@@ -226,13 +234,14 @@ def _evaluated(
     model: nn.Module,
     evaluate: Callable[[nn.Module, int], Mapping[str, float]],
     done: int,
+    config: TrainConfig,
     log: _Log | None,
 ) -> None:
     """Every process evaluates alike (no one waits long for another); the first one writes."""
     model.eval()
     with torch.no_grad():
         figures = evaluate(model, done)
-    model.train()
+    _to_training(model, config)
     if log:
         log.evaluated(done, figures)
 

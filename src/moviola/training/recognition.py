@@ -86,6 +86,7 @@ class Recognition(nn.Module):
 
     needs: Needs = Needs((VideoField(), LabelField()))
     scope: Literal["pair", "token", "local"] = "local"
+    words = True  # whether the model must read the classes' names
 
     def __init__(
         self,
@@ -170,3 +171,20 @@ class Recognition(nn.Module):
 
     def after_step(self, model: nn.Module) -> None:
         return
+
+
+class HeadRecognition(Recognition):
+    """The same losses on the logits of the model's own classifier, for encoders without words.
+
+    The model has `set_classes(count)`, which gives it a new head, and `classify_video`. tokens_CL only
+    says how many classes there are. Every weight trains by default.
+    """
+
+    words = False
+
+    def __init__(self, model: Any, tokens_CL: Tensor, **options: Any) -> None:
+        model.set_classes(len(tokens_CL))
+        super().__init__(model, tokens_CL, **options)
+
+    def losses(self, model: Any, clip: ClipBatch, target_BC: Tensor) -> dict[str, Tensor]:
+        return {"class": F.cross_entropy(model.classify_video(clip).float(), target_BC)}

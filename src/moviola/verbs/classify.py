@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from moviola.clip.loaded import Model
+
+
+Head = Literal["words", "own"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,7 @@ def classify(
     tokenizer: str | Path | None = None,
     batch_size: int = 32,
     frames: int | None = None,
+    head: Head | None = None,
     truncate: bool = False,
     on_progress: Progress | None = None,
 ) -> Classification:
@@ -131,6 +135,8 @@ def classify(
     templates  a set (`simple`, `general`, `video`), a file, or sentences with `{}` for the class;
                the class vector is the mean over all of them
     frames     frames that make a video's vector where the model takes any number (12)
+    head       `own`: the model's own classifier, of the classes it learned; `words`: the words for any
+               classes. None: its own where it has nothing else
 
     Probabilities are the softmax over the classes of the logit scale times the cosine, or of the
     model's own score (the mean over templates) where it is not separable. They say which of these
@@ -142,7 +148,8 @@ def classify(
     if k < 1:
         raise UsageError(f"k must be at least 1, got {k}.", hint="Ask for one class or more.")
     loaded = resolve(model, device=device, dtype=dtype, tokenizer=tokenizer)
-    sentences = class_templates(loaded, templates, "classify")
+    own = choose_head(loaded, head) == "own"
+    sentences = class_templates(loaded, templates, "classify", own=own)
     names = class_names(loaded.classes if classes is None else classes)
     failed: list[Skipped] = []
     found = list(walk(files, on_skip=lambda path, reason: failed.append(Skipped(str(path), reason))))
@@ -163,7 +170,7 @@ def classify(
     results = []
     with counting_cuts() as cut:
         scorer = ClassScorer(
-            loaded, names, sentences, batch_size=batch_size, frames=frames, truncate=truncate
+            loaded, names, sentences, batch_size=batch_size, frames=frames, truncate=truncate, own=own
         )
     for group, logits_NC in scorer.over(items, on_skip=skip):
         for (_, name, look), logits_C in zip(group, logits_NC, strict=True):
@@ -197,14 +204,16 @@ class ClassScorer:
         batch_size: int,
         frames: int | None,
         truncate: bool = False,
+        own: bool | None = None,
     ) -> None:
+        own = model.adaptation == "classifier" if own is None else own
         self.model, self.batch_size, self.frames = model, batch_size, frames
         self.templates = len(templates)
         if frames is not None and frames < 1:
             raise UsageError(f"A video's vector needs at least one frame, got frames={frames}.")
         if batch_size < 1:
             raise UsageError(f"The batch size must be at least 1, got {batch_size}.")
-        self.own = _own_columns(model, classes) if model.adaptation == "classifier" else None
+        self.own = _own_columns(model, classes) if own else None
         if self.own is not None:
             self.text_ND = np.empty((0, model.dim), np.float32)
         elif model.separable:
@@ -284,12 +293,28 @@ def _own_columns(model: Model, classes: Sequence[str]) -> list[int]:
     return [known[name] for name in classes]
 
 
-def class_templates(model: Model, templates: str | Path | Sequence[str] | None, verb: str) -> tuple[str, ...]:
-    """The sentences to put class names into: none for a model with a classifier of its own.
+def choose_head(model: Model, head: Head | None) -> Head:
+    """Whether the model's own classifier decides, or words. Raises `Refusal` for one it has not."""
+    if head is None:
+        return "own" if model.adaptation == "classifier" else "words"
+    if head not in get_args(Head):
+        raise UsageError(f"The head is {' or '.join(get_args(Head))}, got {head!r}.")
+    if head == "own" and not model.has_head:
+        raise Refusal(
+            f"The model '{model.name}' has no classifier of its own: it compares with words.",
+            hint="Leave the head out, or train one: moviola train --task recognition --objective m2-clip ...",
+        )
+    return head
+
+
+def class_templates(
+    model: Model, templates: str | Path | Sequence[str] | None, verb: str, *, own: bool | None = None
+) -> tuple[str, ...]:
+    """The sentences to put class names into: none for a classifier of the model's own.
 
     Raises `Refusal` for models that have neither words nor a classifier.
     """
-    if model.adaptation != "classifier":
+    if not (model.adaptation == "classifier" if own is None else own):
         refuse_without_words(model, verb)
         return read_templates(templates)
     if templates is not None:

@@ -16,7 +16,7 @@ from moviola.data.retrieval import Layout, RetrievalSet, read_retrieval
 from moviola.metrics.classification import mean_class_accuracy, per_class_accuracy, topk_accuracy
 from moviola.metrics.retrieval import rank_metrics, text_to_video_ranks, video_to_text_ranks
 from moviola.types import Dtype, UsageError
-from moviola.verbs.classify import ClassScorer, class_templates, refuse_without_words
+from moviola.verbs.classify import ClassScorer, Head, choose_head, class_templates, refuse_without_words
 from moviola.verbs.common import (
     Progress,
     Skipped,
@@ -50,6 +50,7 @@ def evaluate_zero_shot(
     frames: int | None = None,
     truncate: bool = False,
     views: tuple[int, int] = (1, 1),
+    head: Head | None = None,
     cache: str | Path | None = None,
     on_progress: Progress | None = None,
 ) -> ZeroShotReport:
@@ -58,6 +59,7 @@ def evaluate_zero_shot(
     templates  a set (`simple`, `general`, `video`), a file, or sentences with `{}`
     limit      at most so many items, drawn by hash: the same ones each time, from every class
     views      (clips, crops): the mean softmax over so many clips of a video and crops of a frame
+    head       as in `classify`
     cache      a folder where the items' vectors are kept, so that other templates cost no new pass;
                a changed file, model or recipe makes a new entry
 
@@ -78,11 +80,12 @@ def evaluate_zero_shot(
             media_root=media_root,
         )
     loaded = resolve(model, device=device, dtype=dtype, tokenizer=tokenizer)
-    sentences = class_templates(loaded, templates, "evaluate")
+    own = choose_head(loaded, head) == "own"
+    sentences = class_templates(loaded, templates, "evaluate", own=own)
     rows = found.sample(limit)
     with counting_cuts() as cut:
         scorer = ClassScorer(
-            loaded, found.classes, sentences, batch_size=batch_size, frames=frames, truncate=truncate
+            loaded, found.classes, sentences, batch_size=batch_size, frames=frames, truncate=truncate, own=own
         )
     failed = [Skipped(*one) for one in found.skipped]
     work = SetReader(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -40,7 +40,7 @@ from moviola.verbs.recognise_data import Source, mirrors_badly, protocol
 from moviola.verbs.recognise_measure import Measure, as_model
 from moviola.verbs.train import MODEL, RUN, last_losses
 from moviola.verbs.train_report import draw
-from moviola.verbs.train_start import as_started
+from moviola.verbs.train_start import as_started, new_model
 from moviola.verbs.views import Views
 
 PLAIN = Training(
@@ -49,7 +49,12 @@ PLAIN = Training(
 )
 """`clip`: every weight of a CLIP, whose video is the mean of its frames, by the recipe of ViFi-CLIP."""
 _MOST_BATCH = 32  # clips of a step where nothing else is said; the papers' 256 are for eight GPUs
-_OWN_FIELDS = ("template", "crop_area", "flip")  # of a recipe, besides those of `TrainConfig` and `epochs`
+_OWN_FIELDS = (
+    "template",
+    "crop_area",
+    "flip",
+    "frames",
+)  # of a recipe, besides those of `TrainConfig` and `epochs`
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,7 @@ def recognise(
     objective: str = "vifi-clip",
     options: Mapping[str, Any] | None = None,
     init: str | Path | Model = "builtin",
+    model: str | None = None,
     test: str | Path | ClassSet | None = None,
     shots: int | None = None,
     base_to_new: bool = False,
@@ -140,7 +146,7 @@ def recognise(
     most_test: int | None = None,
     views: tuple[int, int] = (4, 3),
     measure_every: int | None = None,
-    frames: int = FRAMES,
+    frames: int | None = None,
     crop_area: tuple[float, float] | None = None,
     flip: float | None = None,
     epochs: float | None = None,
@@ -149,6 +155,7 @@ def recognise(
     micro_batch: int | None = None,
     lr: float | None = None,
     warmup: int | None = None,
+    keep_statistics: bool | None = None,
     precision: Literal["float32", "bfloat16"] | None = None,
     workers: int = 0,
     seed: int = 0,
@@ -164,28 +171,35 @@ def recognise(
                 Kinetics, UCF101, HMDB51 or Something-Something V2 (`read_actions`)
     objective   a system with `RECOGNITION`, or `clip`: a CLIP with the mean of its frames
     init        the model to start from; the caller's stays as it is
+    model       a new model instead: a preset of the system, for encoders that learn without words
     test        other clips with the same class names to measure on; else a share `held_out` of each class
     shots       clips of each class to learn from, drawn by hash of `seed`; the others are measured on
     base_to_new learn the half of the classes with the most clips, measure both halves among their own names
     templates   the sentence that class names stand in; default the system's own. Of several, training takes
                 the first and measuring the mean
     views       (clips, crops) of a video when it is measured
-    frames      frames of a clip where the model takes any number
+    frames      frames of a clip where the model takes any number; default the system's own, or 8
     flip        chance of mirroring; default 1/2, or none where a class is called left or right
+    keep_statistics  whether BatchNorm keeps the statistics it came with; default: where `init` has words
 
     `to` is the run's folder: `model/` is the trained model, `metrics.jsonl` the losses and figures,
     `losses.png` the curves, `checkpoint.pt` what the same call goes on from after a kill. Raises `UsageError`
     for sets that cannot be told apart and settings that cannot be meant, `Refusal` for models without words.
     """
     slug, training = recognition_of(objective)
+    if base_to_new and not getattr(training.objective, "words", True):
+        raise Refusal(
+            f"{slug} learns a classifier without words, which cannot name classes that it never saw.",
+            hint="Leave base_to_new out, or use an encoder with text: x-clip, vifi-clip ...",
+        )
     source = Source(layout, split, fold, names, media_root, label_column, media_column)
     train, other = source.read_both(data, test)
     seen = Views(*views)
-    model = _start(slug, training, init, tokenizer, seed)
+    begun = _start(slug, training, init, model, tokenizer, seed)
     asked = protocol(
         train,
         other,
-        model.frame_spec,
+        begun.frame_spec,
         shots=shots,
         base_to_new=base_to_new,
         held_out=held_out,
@@ -195,19 +209,20 @@ def recognise(
     notes = [*asked.notes]
     recipe = dict(training.recipe)
     own = {name: recipe.pop(name) for name in _OWN_FIELDS if name in recipe}
+    frames = frames or int(own.get("frames", FRAMES))
     sentences = read_templates(own.get("template", "{}") if templates is None else templates)
     sided = mirrors_badly(asked.data.classes)
     if flip is None:
         flip = 0.0 if sided else float(own.get("flip", 0.5))
         if sided:
             notes.append(f"Clips are not mirrored: class names say which side ({', '.join(sided[:3])}).")
-    aim = _objective(training, model, asked.data.classes, sentences[0], dict(options or {}), slug, seed)
+    aim = _objective(training, begun, asked.data.classes, sentences[0], dict(options or {}), slug, seed)
     clips = ClassClips(
         asked.data,
         asked.rows,
         aim.needs,
-        recipe=model.recipe,
-        frame_spec=model.frame_spec,
+        recipe=begun.recipe,
+        frame_spec=begun.frame_spec,
         frames=frames,
         crop_area=crop_area or own.get("crop_area", CROP_AREA),
         flip=flip,
@@ -223,6 +238,7 @@ def recognise(
         "micro_batch": micro_batch,
         "lr": lr,
         "warmup": warmup,
+        "keep_statistics": begun.has_text if keep_statistics is None else keep_statistics,
         "precision": precision,
     }
     config = configuration(recipe, settings, len(clips), seed)
@@ -232,14 +248,14 @@ def recognise(
     told = json.dumps([list(asked.data.classes), sentences, {k: str(v) for k, v in (options or {}).items()}])
     identity = {
         "objective": slug,
-        "model": f"{model.system} {model.name} ({model.hash})",
+        "model": f"{begun.system} {begun.name} ({begun.hash})",
         "classes and options": hashlib.sha256(told.encode()).hexdigest()[:16],
         "data": clips.fingerprint,
     }
     _describe(folder, data, identity, config, {"views": views, "shots": shots, "base_to_new": base_to_new})
     place = choose_device(device)
-    module = model.module.to(place)
-    measure = Measure(folder, model, asked, sentences, seen, frames, place, on_progress)
+    module = begun.module.to(place)
+    measure = Measure(folder, begun, asked, sentences, seen, frames, place, on_progress)
 
     def tell(logged: Logged) -> None:
         if on_progress is not None:
@@ -262,8 +278,8 @@ def recognise(
         measure(module, config.steps)  # a finished run is asked for other views or clips
     for parameter in module.parameters():
         parameter.grad = None
-    name = f"{model.name} trained by {slug}"
-    as_model(model, module, "cpu", name=name, classes=asked.data.classes).save(folder / MODEL)
+    name = f"{begun.name} trained by {slug}"
+    as_model(begun, module, "cpu", name=name, classes=asked.data.classes).save(folder / MODEL)
     metrics = read_metrics(folder)
     notes += draw(metrics, folder / "losses.png")
     if not asked.tasks:
@@ -313,18 +329,37 @@ def recognition_of(name: str) -> tuple[str, Training]:
 
 
 def _start(
-    slug: str, training: Training, init: str | Path | Model, tokenizer: str | Path | None, seed: int
+    slug: str,
+    training: Training,
+    init: str | Path | Model,
+    model: str | None,
+    tokenizer: str | Path | None,
+    seed: int,
 ) -> Model:
     """The model to train, on the CPU, in float32; nothing of the caller's is in it."""
-    base = init if isinstance(init, Model) else load(init, device="cpu", tokenizer=tokenizer)
-    refuse_without_words(base, "recognition")
-    if base.tokenizer is None:
-        raise UsageError(f"The model '{base.name}' has no tokenizer.", hint="Name its file with --tokenizer.")
-    if isinstance(init, Model):
-        base = copy.copy(base)
-        base.module = copy.deepcopy(init.module).to("cpu", torch.float32)
+    words = getattr(training.objective, "words", True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # new parts are the same in every call
+        if model is not None:
+            if init != "builtin":
+                raise UsageError("Give init, a model to go on from, or model, a new one; not both.")
+            return new_model(model, slug, training, tokenizer)
+        base = init if isinstance(init, Model) else load(init, device="cpu", tokenizer=tokenizer)
+        if words:
+            refuse_without_words(base, "recognition")
+            if base.tokenizer is None:
+                raise UsageError(
+                    f"The model '{base.name}' has no tokenizer.", hint="Name its file with --tokenizer."
+                )
+        elif not hasattr(base.module, "set_classes"):
+            raise Refusal(
+                f"{slug} trains a video encoder of its own, and the model '{base.name}' is none.",
+                hint=f"Name a new one (--model {next(iter(training.presets), 'PRESET')}), or one that "
+                "`moviola train` made (--init FOLDER).",
+            )
+        if isinstance(init, Model):
+            base = copy.copy(base)
+            base.module = copy.deepcopy(init.module).to("cpu", torch.float32)
         return as_started(base, training, slug, base={"name": base.name, "hash": base.hash})
 
 
@@ -350,11 +385,15 @@ def _objective(
             f"The objective {slug} has no option {', '.join(unknown)}.",
             hint=f"It has: {', '.join(sorted(known))}.",
         )
-    assert model.tokenizer is not None
-    tokens_CL = torch.from_numpy(model.tokenizer([template.replace("{}", name) for name in classes]))
+    tokens_CL = torch.zeros(len(classes), 1, dtype=torch.long)
+    if getattr(made, "words", True):
+        assert model.tokenizer is not None
+        tokens_CL = torch.from_numpy(model.tokenizer([template.replace("{}", name) for name in classes]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return made(model.module, tokens_CL, **options)
+        aim = made(model.module, tokens_CL, **options)
+    model.config = dict(cast(Any, model.module).config.to_json())  # the objective may have set a head
+    return aim
 
 
 def _describe(

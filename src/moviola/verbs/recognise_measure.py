@@ -68,18 +68,21 @@ class Measure:
         return {step: made for step, made in found.items() if made["by"] == self.by}
 
     def __call__(self, module: nn.Module, step: int) -> dict[str, float]:
-        model = as_model(self.model, module, self.device, hash=f"step {step}")
+        learned = self.asked.data.classes
+        model = as_model(self.model, module, self.device, hash=f"step {step}", classes=learned)
         figures: dict[str, float] = {}
         per_class: dict[str, float] = {}
         failed: list[Skipped] = []
         clips = 0
         for task in self.asked.tasks:
+            if model.has_head and model.adaptation != "classifier":
+                figures |= self._own(model, task)
             index_N, scores_NC = self._scores(model, task, failed)
             labels_N = task.labels_N[index_N]
             ks = (1, 5) if len(task.classes) > 5 else (1,)
             top = topk_accuracy(scores_NC, labels_N, ks)
             if task.name == "all":
-                figures = {"top-1": top["top1"], **({"top-5": top["top5"]} if "top5" in top else {})}
+                figures |= {"top-1": top["top1"], **({"top-5": top["top5"]} if "top5" in top else {})}
                 figures["mean per class"] = mean_class_accuracy(scores_NC, labels_N)
             else:
                 figures[task.name] = top["top1"]
@@ -101,8 +104,18 @@ class Measure:
             file.write(json.dumps(told, indent=1).encode("utf-8", "replace"))
         return figures
 
-    def _scores(self, model: Model, task: Task, failed: list[Skipped]) -> tuple[np.ndarray, np.ndarray]:
-        scorer = ClassScorer(model, task.classes, self.sentences, batch_size=32, frames=self.frames)
+    def _own(self, model: Model, task: Task) -> dict[str, float]:
+        """The figure of the classifier that the model has beside words, of classes that it learned."""
+        if not set(task.classes) <= set(self.asked.data.classes):
+            return {}
+        index_N, scores_NC = self._scores(model, task, [], own=True)
+        name = "own head" if task.name == "all" else f"own head, {task.name}"
+        return {name: topk_accuracy(scores_NC, task.labels_N[index_N], (1,))["top1"]}
+
+    def _scores(
+        self, model: Model, task: Task, failed: list[Skipped], *, own: bool | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        scorer = ClassScorer(model, task.classes, self.sentences, batch_size=32, frames=self.frames, own=own)
         count = self.frames if model.frame_spec.count is None else None
         return view_scores(
             scorer,

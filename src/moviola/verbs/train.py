@@ -137,9 +137,14 @@ def _train(
     source = open_rows(
         sources, columns=run.columns or None, root=None if run.image_root is None else Path(run.image_root)
     )
-    pairs, kept = _split(source, run)
     model = begun.model
-    if model.tokenizer is None:
+    if run.hold_out and not model.has_text:
+        raise UsageError(
+            f"Held-out rows measure retrieval by words, and the model '{model.name}' has none.",
+            hint="Leave hold_out out.",
+        )
+    pairs, kept = _split(source, run) if model.has_text else (source, None)
+    if model.tokenizer is None and model.has_text:
         raise UsageError(
             f"The model '{model.name}' has no tokenizer.", hint="Name its file with --tokenizer."
         )
@@ -154,7 +159,9 @@ def _train(
     set_checkpointing(module, run.checkpoint_activations)
     who = identity(run, begun, rows.fingerprint)
     _describe(folder, run, config, who, sources, processes)
-    shown = None if kept is None else prepared(kept, _shown(begun.objective.needs))
+    shown = None
+    if kept is not None and model.separable and model.has_text:
+        shown = prepared(kept, _shown(begun.objective.needs))
     probes = _Probes(run, begun, device, shown)
     before_weights = (
         {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
@@ -264,13 +271,16 @@ def _config(run: TrainRun, begun: Start, count: int) -> TrainConfig:
         "eps": recipe.get("eps"),
         "clip_grad": run.clip_grad or recipe.get("clip_grad"),
         "episode_steps": run.episode_steps or recipe.get("episode_steps"),
+        "lr_floor": recipe.get("lr_floor") if run.lr_floor is None else run.lr_floor,
+        "optimizer": recipe.get("optimizer"),
+        "momentum": recipe.get("momentum"),
+        "keep_statistics": run.keep_statistics,
         "save_every": run.save_every or max(1, min(500, steps // 10)),
     }
     return TrainConfig(
         steps=steps,
         batch_size=batch,
         micro_batch=run.micro_batch,
-        lr_floor=run.lr_floor,
         precision=run.precision,
         seed=run.seed,
         log_every=min(run.log_every, steps),
@@ -356,9 +366,8 @@ class _Probes:
     def __init__(
         self, run: TrainRun, begun: Start, device: torch.device, pairs: PairData | None, size: int = 64
     ) -> None:
-        encoder = begun.model
         self.run, self.begun, self.device, self.size = run, begun, device, size
-        self.pairs = pairs if encoder.separable and encoder.has_text else None
+        self.pairs = pairs
         self.names = ["held-out R@1, picture to text", "held-out R@1, text to picture"]
         self.names = self.names if self.pairs is not None else []
         if run.probe is not None:

@@ -26,6 +26,8 @@ class TrainRun:
     batch_size    rows of a step over all processes; default 256, or a quarter of a small set
     micro_batch   rows in the towers at a time: memory, not the result
     lr            peak learning rate; default the recipe's, 1e-5 to go on from a model, 5e-4 for a new one
+    lr_floor      share of it that is left at the end; default the recipe's, else 0
+    keep_statistics  BatchNorm keeps the means and variances it came with: for few classes, or small batches
     crop_area     least and largest share of a picture a random crop keeps
     flip          chance of mirroring a picture; leave it at 0 where captions say left and right
     hold_out      pairs kept from training to measure retrieval; default 1 in 20, at most 500
@@ -48,11 +50,12 @@ class TrainRun:
     batch_size: int | None = None
     micro_batch: int | None = None
     lr: float | None = None
-    lr_floor: float = 0.0
+    lr_floor: float | None = None
     warmup: int | None = None
     weight_decay: float | None = None
     betas: tuple[float, float] | None = None
     clip_grad: float | None = None
+    keep_statistics: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     episode_steps: int | None = None
     seed: int = 0

@@ -121,7 +121,7 @@ def _accepted(training: Training) -> set[str]:
 
 def _model(run: TrainRun, name: str, training: Training) -> tuple[Model, bool]:
     if run.model is not None:
-        return _new(run, name, training), True
+        return new_model(run.model, name, training, run.tokenizer), True
     source = BUILTIN if run.init is None else run.init
     base = source if isinstance(source, Model) else load(source, device="cpu", tokenizer=run.tokenizer)
     if run.scratch:
@@ -174,14 +174,15 @@ def _rebuilt(base: Model) -> Model:
     )
 
 
-def _new(run: TrainRun, name: str, training: Training) -> Model:
+def new_model(model: str | Path, name: str, training: Training, tokenizer_path: str | Path | None) -> Model:
+    """A model with new weights: a preset's, or of a JSON file of a configuration."""
     presets: dict[str, Callable[[], Any]] = {**PRESETS, **training.presets}
-    wanted = str(run.model)
+    wanted = str(model)
     tokenizer = load(BUILTIN, device="cpu").tokenizer
-    if run.tokenizer is not None:
+    if tokenizer_path is not None:
         from moviola.clip.foreign_tokenizer import read_tokenizer
 
-        tokenizer = read_tokenizer(run.tokenizer)
+        tokenizer = read_tokenizer(tokenizer_path)
     if wanted in presets:
         config = presets[wanted]()
     elif Path(wanted).is_file():

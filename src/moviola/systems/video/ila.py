@@ -37,6 +37,7 @@ pixels; C classes (in frames_BTCHW channels, in seen_BTPC half the channels of t
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,9 +61,10 @@ from moviola.data import order_clips as world
 from moviola.metrics.classification import topk_accuracy
 from moviola.parts.alignment import Alignment, AlignmentConfig, ImplicitAlignment, misalignment, over_frames
 from moviola.parts.clip_video import HEAD_KEYS, ClipVideo, ClipVideoConfig, head_sizes
+from moviola.training.brief_rows import fit_rows
 from moviola.training.objectives import decay_groups
 from moviola.training.recognition import Recognition
-from moviola.types import CheckpointError, Claim, ClipBatch, Example, Training
+from moviola.types import Batch, CheckpointError, Claim, ClipBatch, Example, Training
 
 
 @dataclass(frozen=True)
@@ -340,22 +342,12 @@ def _clips(seed: int, count: int) -> tuple[world.OrderClips, world.OrderClips]:
 
 
 def _train(model: CLIP, objective: Recognition, clips: world.OrderClips, steps: int, seed: int) -> None:
-    groups = list(objective.param_groups(model))
-    rates = [1e-4 * group["lr_scale"] for group in groups]
-    optimizer = torch.optim.AdamW(groups)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
-    rng = np.random.default_rng([seed, 3])
-    model.train()
-    for step in range(steps):
-        rows = rng.integers(len(clips), size=24)
-        label_B = torch.from_numpy(clips.label_N[rows])
-        losses = objective(model, {"clip": clips.batch(rows), "label": label_B})
-        torch.stack(list(losses.values())).sum().backward()
-        objective.lr_factors(step, steps)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-    model.eval()
+    def batch(rows: np.ndarray) -> Batch:
+        return {"clip": clips.batch(rows), "label": torch.from_numpy(clips.label_N[rows])}
+
+    fit_rows(
+        model, objective, batch, len(clips), steps=steps, batch=24, lr=1e-4, seed=seed, clip_grad=math.inf
+    )
 
 
 def run_claim(arm: str, seed: int, *, steps: int = 120, clips: int = 1000) -> dict[str, float]:

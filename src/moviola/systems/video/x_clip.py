@@ -31,6 +31,7 @@ D width, E embedding width, C classes, N texts, S side in pixels, R rows of an e
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Any, cast
@@ -50,8 +51,9 @@ from moviola.clip.weights import strip_prefix
 from moviola.data import order_clips as world
 from moviola.metrics.classification import topk_accuracy
 from moviola.parts.clip_video import HEAD_KEYS, ClipVideo, ClipVideoConfig, head_sizes
+from moviola.training.brief_rows import fit_rows
 from moviola.training.recognition import Recognition
-from moviola.types import Claim, ClipBatch, Example, Training
+from moviola.types import Batch, Claim, ClipBatch, Example, Training
 
 Config = ClipVideoConfig
 
@@ -245,20 +247,12 @@ def _clips(seed: int, count: int) -> tuple[world.OrderClips, world.OrderClips]:
 
 
 def _train(model: CLIP, objective: XClipRecognition, clips: world.OrderClips, steps: int, seed: int) -> None:
-    groups = list(objective.param_groups(model))
-    rates = [5e-4 * group["lr_scale"] for group in groups]
-    optimizer = torch.optim.AdamW(groups)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
-    rng = np.random.default_rng([seed, 3])
-    model.train()
-    for _ in range(steps):
-        rows = rng.integers(len(clips), size=24)
-        label_B = torch.from_numpy(clips.label_N[rows])
-        objective(model, {"clip": clips.batch(rows), "label": label_B})["class"].backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-    model.eval()
+    def batch(rows: np.ndarray) -> Batch:
+        return {"clip": clips.batch(rows), "label": torch.from_numpy(clips.label_N[rows])}
+
+    fit_rows(
+        model, objective, batch, len(clips), steps=steps, batch=24, lr=5e-4, seed=seed, clip_grad=math.inf
+    )
 
 
 def run_claim(arm: str, seed: int, *, steps: int = 300, clips: int = 1600) -> dict[str, float]:
