@@ -170,6 +170,21 @@ class Model:
             )
         return tokenizer
 
+    def around(self, module: nn.Module, **changes: Any) -> Model:
+        """Another module with the recipe, words and origin of this one, on the CPU, but for `changes`."""
+        given: dict[str, Any] = {
+            "config": cast(Any, module).config.to_json(),
+            "recipe": self.recipe,
+            "tokenizer": self.tokenizer,
+            "name": self.name,
+            "system": self.system,
+            "device": "cpu",
+            "licence": self.licence,
+            "base": self.base,
+            **changes,
+        }
+        return Model(module, **given)
+
     # ------------------------------------------------------------------------- what it delegates
 
     @property

@@ -338,17 +338,9 @@ def _trained(
 
 
 def _as_model(slug: str, module: Any, base: Model, classes: Sequence[str]) -> Model:
-    return Model(
-        module,
-        config=module.config.to_json(),
-        recipe=base.recipe,
-        tokenizer=base.tokenizer,
-        name=f"{base.name} adapted by {slug}",
-        system=slug,
-        device=base.device,
-        dtype=base.dtype,
-        licence=base.licence,
-        classes=classes,
+    name = f"{base.name} adapted by {slug}"
+    return base.around(
+        module, name=name, system=slug, device=base.device, dtype=base.dtype, base=None, classes=classes
     )
 
 

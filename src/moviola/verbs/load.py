@@ -133,22 +133,10 @@ def export(model: str | Path | Model, folder: str | Path, *, format: str = "hf")
 
 def _plain(model: Model) -> Model:
     """The plain CLIP inside a system's model, where there is one; else the model itself."""
-    from moviola.clip.loaded import Model as LoadedModel
-
     if model.system == "clip" or not hasattr(model.module, "to_clip"):
         return model
     module: Any = model.module
-    clip = module.to_clip()
-    return LoadedModel(
-        clip,
-        config=clip.config.to_json(),
-        recipe=model.recipe,
-        tokenizer=model.tokenizer,
-        name=model.name,
-        device="cpu",
-        licence=model.licence,
-        base=model.base,
-    )
+    return model.around(module.to_clip(), system="clip")
 
 
 def _model_in(path: Path) -> Path:
@@ -173,7 +161,6 @@ def _start_system(
     dtype: Dtype | None,
     tokenizer: str | Path | AnyTokenizer | None,
 ) -> Model:
-    from moviola.clip.loaded import Model as LoadedModel
     from moviola.systems.registry import entry_class, find
 
     system = find(slug)
@@ -185,66 +172,31 @@ def _start_system(
         )
     base = as_model(init, device="cpu", tokenizer=tokenizer)
     module = cls.from_clip(base.module)
-    return LoadedModel(
-        module,
-        config=module.config.to_json(),
-        recipe=base.recipe,
-        tokenizer=base.tokenizer,
-        name=f"{system.slug} from {base.name}",
-        system=system.slug,
-        device=device,
-        dtype=dtype,
-        licence=base.licence,
-        base={"name": base.name, "hash": base.hash},
-    )
+    name, origin = f"{system.slug} from {base.name}", {"name": base.name, "hash": base.hash}
+    return base.around(module, name=name, system=system.slug, device=device, dtype=dtype, base=origin)
 
 
 def _restore_system(
     native: Native, folder: Path, *, base: str | Path | Model | None, device: str, dtype: Dtype | None
 ) -> Model:
+    """What was saved of a system's model; an adapted one is put around the model it was made from."""
     from moviola.clip.loaded import Model as LoadedModel
     from moviola.clip.native import assign
     from moviola.systems.registry import model_class
 
-    cls = model_class(native.system)
+    cls, tokenizer = model_class(native.system), native.tokenizer
     if hasattr(cls, "from_base"):
-        return _restore_adapted(cls, native, folder, base=base, device=device, dtype=dtype)
-    module = cls.from_config(native.config)
-    assign(module, native.state, source=native.name)
+        found = _base_of(native, folder, base)
+        module, tokenizer = cls.from_base(found, native.config, native.classes or ()), found.tokenizer
+        module.load_own(native.state, source=native.name)
+    else:
+        module = cls.from_config(native.config)
+        assign(module, native.state, source=native.name)
     return LoadedModel(
         module,
         config=native.config,
         recipe=native.recipe,
-        tokenizer=native.tokenizer,
-        name=native.name,
-        system=native.system,
-        device=device,
-        dtype=dtype,
-        licence=native.licence,
-        base=native.base,
-        classes=native.classes,
-    )
-
-
-def _restore_adapted(
-    cls: Any,
-    native: Native,
-    folder: Path,
-    *,
-    base: str | Path | Model | None,
-    device: str,
-    dtype: Dtype | None,
-) -> Model:
-    from moviola.clip.loaded import Model as LoadedModel
-
-    found = _base_of(native, folder, base)
-    module = cls.from_base(found, native.config, native.classes or ())
-    module.load_own(native.state, source=native.name)
-    return LoadedModel(
-        module,
-        config=native.config,
-        recipe=native.recipe,
-        tokenizer=found.tokenizer,
+        tokenizer=tokenizer,
         name=native.name,
         system=native.system,
         device=device,
@@ -352,7 +304,6 @@ def _load_adaptation(
     dtype: Dtype | None,
 ) -> Model:
     """What a system's authors saved of an adaptation, on the model it was trained on, for any class names."""
-    from moviola.clip.loaded import Model as LoadedModel
     from moviola.systems.registry import entry_class
 
     if base is None or not classes:
@@ -362,16 +313,12 @@ def _load_adaptation(
         )
     found = as_model(base, device="cpu")
     module = entry_class(system).from_official(state, found, list(classes))
-    return LoadedModel(
+    return found.around(
         module,
-        config=module.config.to_json(),
-        recipe=found.recipe,
-        tokenizer=found.tokenizer,
         name=path.stem,
         system=system.slug,
         device=device,
         dtype=dtype,
-        licence=found.licence,
         base=base_card(found),
         classes=list(classes),
         format=f"{system.slug}, official",

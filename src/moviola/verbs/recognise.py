@@ -37,7 +37,7 @@ from moviola.verbs.classify import refuse_without_words
 from moviola.verbs.common import Progress, Skipped, summary
 from moviola.verbs.load import load
 from moviola.verbs.recognise_data import Source, mirrors_badly, protocol
-from moviola.verbs.recognise_measure import Measure, as_model
+from moviola.verbs.recognise_measure import Measure
 from moviola.verbs.train import MODEL, RUN, last_losses
 from moviola.verbs.train_report import draw
 from moviola.verbs.train_start import as_started, new_model
@@ -279,7 +279,7 @@ def recognise(
     for parameter in module.parameters():
         parameter.grad = None
     name = f"{begun.name} trained by {slug}"
-    as_model(begun, module, "cpu", name=name, classes=asked.data.classes).save(folder / MODEL)
+    begun.around(module, name=name, classes=asked.data.classes).save(folder / MODEL)
     metrics = read_metrics(folder)
     notes += draw(metrics, folder / "losses.png")
     if not asked.tasks:

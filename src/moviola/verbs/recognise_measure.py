@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,21 +24,6 @@ from moviola.verbs.recognise_data import Protocol, Task
 from moviola.verbs.views import Views, view_scores
 
 MEASURED = "measured.json"
-
-
-def as_model(model: Model, module: nn.Module, device: Any, **changes: Any) -> Model:
-    """The module as it is now, ready to be measured or saved."""
-    given: dict[str, Any] = {
-        "config": cast(Any, module).config.to_json(),
-        "recipe": model.recipe,
-        "tokenizer": model.tokenizer,
-        "name": model.name,
-        "system": model.system,
-        "licence": model.licence,
-        "base": model.base,
-        **changes,
-    }
-    return Model(module, device=device, **given)
 
 
 class Measure:
@@ -69,7 +54,7 @@ class Measure:
 
     def __call__(self, module: nn.Module, step: int) -> dict[str, float]:
         learned = self.asked.data.classes
-        model = as_model(self.model, module, self.device, hash=f"step {step}", classes=learned)
+        model = self.model.around(module, device=self.device, hash=f"step {step}", classes=learned)
         figures: dict[str, float] = {}
         per_class: dict[str, float] = {}
         failed: list[Skipped] = []

@@ -284,18 +284,8 @@ class TaskSequence:
 
     def _as_model(self, module: nn.Module, hash: str | None = None) -> Model:
         base = self.base
-        return Model(
-            module,
-            config=base.config,
-            recipe=base.recipe,
-            tokenizer=base.tokenizer,
-            name=f"{base.name} taught by {self.method}",
-            system=base.system,
-            device=base.device,
-            licence=base.licence,
-            base={"name": base.name, "hash": base.hash},
-            hash=hash,
-        )
+        name, origin = f"{base.name} taught by {self.method}", {"name": base.name, "hash": base.hash}
+        return base.around(module, name=name, device=base.device, base=origin, hash=hash)
 
 
 def _digest(content: Any) -> str:

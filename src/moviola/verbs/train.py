@@ -332,18 +332,7 @@ def _told(on_progress: Progress | None, config: TrainConfig) -> Callable[[Logged
 
 def _as_model(begun: Start, module: nn.Module) -> Model:
     """The module as a model of its own, on the CPU."""
-    model = begun.model
-    return Model(
-        module,
-        config=model.config,
-        recipe=model.recipe,
-        tokenizer=model.tokenizer,
-        name=f"{model.name} trained by {begun.names}",
-        system=model.system,
-        device="cpu",
-        licence=model.licence,
-        base=model.base,
-    )
+    return begun.model.around(module, name=f"{begun.model.name} trained by {begun.names}")
 
 
 def _save_average(
@@ -382,16 +371,7 @@ class _Probes:
         if self.pairs is not None:
             figures |= self._retrieval(module, self.pairs)
         if self.run.probe is not None:
-            seen = self.begun.model
-            model = Model(
-                module,
-                config=seen.config,
-                recipe=seen.recipe,
-                tokenizer=seen.tokenizer,
-                system=seen.system,
-                device=self.device,
-                hash=f"step {step}",
-            )
+            model = self.begun.model.around(module, device=self.device, hash=f"step {step}")
             report = evaluate_zero_shot(model, self.run.probe, limit=self.run.probe_limit)
             figures[_ZERO_SHOT] = report.top1
         return figures

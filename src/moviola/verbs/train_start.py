@@ -138,18 +138,7 @@ def as_started(model: Model, training: Training, name: str, *, base: dict[str, A
         cls = entry_class(registered)
         if isinstance(cls, type) and isinstance(module, cls):
             system = registered.slug
-    recipe = _recipe(module, model.recipe)
-    return Model(
-        module,
-        config=module.config.to_json(),
-        recipe=recipe,
-        tokenizer=model.tokenizer,
-        name=model.name,
-        system=system,
-        device="cpu",
-        licence=model.licence,
-        base=base,
-    )
+    return model.around(module, recipe=_recipe(module, model.recipe), system=system, base=base)
 
 
 def _recipe(module: Any, otherwise: Recipe) -> Recipe:
@@ -163,15 +152,7 @@ def _rebuilt(base: Model) -> Model:
         module: Any = CLIP(ClipConfig.from_json(base.config))
     else:
         module = entry_class(find(base.system)).from_config(base.config)
-    return Model(
-        module,
-        config=base.config,
-        recipe=base.recipe,
-        tokenizer=base.tokenizer,
-        name=f"{base.name} from scratch",
-        system=base.system,
-        device="cpu",
-    )
+    return base.around(module, name=f"{base.name} from scratch", licence=None, base=None)
 
 
 def new_model(model: str | Path, name: str, training: Training, tokenizer_path: str | Path | None) -> Model:

@@ -341,7 +341,7 @@ def example(seed: int) -> Example:
 # --------------------------------------------------------------------------------------------------
 
 
-def run_claim(arm: str, seed: int, *, steps: int = 240, clips: int = 1600) -> dict[str, float]:
+def run_claim(arm: str, seed: int, *, steps: int = 200, clips: int = 1600) -> dict[str, float]:
     """Train one arm to name eight actions; measure it on things and speeds that it has not met."""
     made = partial(world.order_clips, seed, frames=4)
     train, test = made(clips), made(clips // 4, split="test")
