@@ -577,16 +577,3 @@ def test_load_reads_the_authors_file(registered, tmp_path):
     frames = clip_of(pixels())
     assert (loaded.system, loaded.recipe.size) == ("dist", (16, 16))
     assert torch.equal(loaded.module.encode_video(frames), model.encode_video(frames))
-
-
-def test_index_and_search(registered, tmp_path):
-    import moviola
-    from moviola.media import write_video
-
-    frames = np.random.default_rng(0).integers(0, 255, (24, 48, 64, 3), np.uint8)
-    write_video(tmp_path / "a.mp4", frames, 8)
-    model = moviola.load("dist", init="builtin", device="cpu")
-    moviola.index(tmp_path / "a.mp4", model=model, to=tmp_path / "index")
-    found = moviola.search(tmp_path / "index", "a red ring", model=model)
-    assert found
-    assert found[0].file.endswith("a.mp4")

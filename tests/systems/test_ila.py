@@ -18,7 +18,6 @@ from moviola.clip.loaded import Model
 from moviola.clip.model import CLIP
 from moviola.data import order_clips as world
 from moviola.parts.alignment import AlignmentConfig, ImplicitAlignment, misalignment, pooled, soft_mask
-from moviola.systems.registry import all_systems
 from moviola.systems.video import ila
 from moviola.systems.video.ila import (
     CLAIM,
@@ -627,23 +626,3 @@ def test_a_model_folder_restores_it(tmp_path, model):
     made.load_state_dict(load_file(tmp_path / "w.safetensors"))
     clip = world.clip_batch(draw(2, 3, 3, 16, 16))
     assert torch.equal(made.encode_video(clip), model.encode_video(clip))
-
-
-def test_index_and_search_on_a_short_video(tmp_path):
-    if not any(system.slug == "ila" for system in all_systems()):
-        pytest.skip("ila is not registered yet")
-    import moviola
-    from moviola.media import write_video
-
-    rng = np.random.default_rng(0)
-    scenes = [np.full((20, 64, 64, 3), c, np.uint8) for c in ((200, 30, 30), (30, 200, 30))]
-    frames = np.concatenate(scenes) + rng.integers(0, 20, (40, 64, 64, 3), np.uint8)
-    (tmp_path / "media").mkdir()
-    write_video(tmp_path / "media" / "v.mp4", frames, 4)
-    loaded = moviola.load("ila", init="builtin", device="cpu")
-    report = moviola.index(tmp_path / "media", tmp_path / "index", model=loaded)
-    assert report.ok
-    assert report.units
-    found = moviola.search(tmp_path / "index", "a red wall", model=loaded, k=3)
-    assert found.moments
-    assert all(math.isfinite(moment.score) for moment in found)

@@ -17,7 +17,6 @@ from moviola.clip.model import CLIP
 from moviola.data import order_clips as world
 from moviola.parts import stan
 from moviola.parts.mug import mug_scores
-from moviola.systems.registry import all_systems
 from moviola.systems.video import mug_stan
 from moviola.systems.video.mug_stan import (
     CLAIM,
@@ -567,25 +566,3 @@ def test_the_builtin_model_becomes_a_video_model():
     text_ND = loaded.module.encode_text(tokens)
     whole = loaded.module.score(text_ND, torch.from_numpy(video), torch.from_numpy(mask))
     assert (whole.detach().numpy() - scores).std() > 1e-3
-
-
-@pytest.mark.parametrize("head", ["mean", "mug"])
-def test_index_and_search_on_a_short_video(tmp_path, head):
-    if not any(system.slug == "mug-stan" for system in all_systems()):
-        pytest.skip("mug-stan is not registered yet")
-    import moviola
-    from moviola.media import write_video
-
-    rng = np.random.default_rng(0)
-    scenes = [np.full((20, 64, 64, 3), c, np.uint8) for c in ((200, 30, 30), (30, 200, 30))]
-    frames = np.concatenate(scenes) + rng.integers(0, 20, (40, 64, 64, 3), np.uint8)
-    (tmp_path / "media").mkdir()
-    write_video(tmp_path / "media" / "v.mp4", frames, 4)
-    loaded = moviola.load("mug-stan", init="builtin", device="cpu")
-    loaded.module.use_head(head)
-    report = moviola.index(tmp_path / "media", tmp_path / "index", model=loaded)
-    assert report.ok
-    assert report.units
-    found = moviola.search(tmp_path / "index", "a red wall", model=loaded, k=3)
-    assert found.moments
-    assert all(math.isfinite(moment.score) for moment in found)

@@ -16,7 +16,6 @@ from moviola.data import order_clips as world
 from moviola.data.order_clips import clip_batch
 from moviola.parts.prompted_clip import PromptedConfig
 from moviola.parts.prompting import embed_with_context
-from moviola.systems.registry import all_systems
 from moviola.systems.video import vifi_clip
 from moviola.systems.video.vifi_clip import CLAIM, KEYS, RECOGNITION, VifiClip, VifiRecognition, b_16
 from moviola.types import CheckpointError, ClipBatch, Encoder, Objective, UsageError
@@ -377,23 +376,3 @@ def test_the_builtin_model_becomes_one(tmp_path, options):
     assert video.shape == (2, 256)
     scores = loaded.score(["a photo of a dog.", "a car"], video, mask)
     assert np.isfinite(scores).all()
-
-
-def test_index_and_search_on_a_short_video(tmp_path):
-    if not any(system.slug == "vifi-clip" for system in all_systems()):
-        pytest.skip("vifi-clip is not registered yet")
-    import moviola
-    from moviola.media import write_video
-
-    rng = np.random.default_rng(0)
-    scenes = [np.full((20, 64, 64, 3), c, np.uint8) for c in ((200, 30, 30), (30, 200, 30))]
-    frames = np.concatenate(scenes) + rng.integers(0, 20, (40, 64, 64, 3), np.uint8)
-    (tmp_path / "media").mkdir()
-    write_video(tmp_path / "media" / "v.mp4", frames, 4)
-    loaded = moviola.load("vifi-clip", init="builtin", device="cpu")
-    report = moviola.index(tmp_path / "media", tmp_path / "index", model=loaded)
-    assert report.ok
-    assert report.units
-    found = moviola.search(tmp_path / "index", "a red wall", model=loaded, k=3)
-    assert found.moments
-    assert all(math.isfinite(moment.score) for moment in found)
