@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from moviola.clip.config import TextConfig
 from moviola.systems.video.dist import DiST, b_16
+from turns import in_turns, ratio
 
 
 def kept_mb(loss: Callable[[], Tensor], module: nn.Module) -> float:
@@ -44,24 +44,6 @@ def kept_mb(loss: Callable[[], Tensor], module: nn.Module) -> float:
 def trained_mb(module: nn.Module) -> float:
     """MB of gradients and of AdamW's two moments."""
     return 3 * 4 * sum(p.numel() for p in module.parameters() if p.requires_grad) / 2**20
-
-
-def in_turns(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every call, `rounds` times after one warm-up; who goes first changes every time."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
-    for turn in range(-1, rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.perf_counter()
-            calls[name]()
-            if turn >= 0:
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
-def ratio(times: dict[str, list[float]], over: str, under: str) -> float:
-    """Median over rounds of the seconds of `over` by those of `under`."""
-    return statistics.median(a / b for a, b in zip(times[over], times[under], strict=True))
 
 
 def measure(clips: int, frames: int, rounds: int) -> dict[str, dict[str, float]]:

@@ -26,6 +26,7 @@ _LAZY = {
     "embed": "moviola.verbs.embed",
     "classify": "moviola.verbs.classify",
     "evaluate_zero_shot": "moviola.verbs.evaluate",
+    "compare": "moviola.verbs.compare",
     "evaluate_retrieval": "moviola.verbs.evaluate",
     "curate": "moviola.verbs.curate",
     "count_pool": "moviola.verbs.curate",
@@ -54,6 +55,7 @@ __all__ = [
     "adapt_tasks",
     "audit",
     "classify",
+    "compare",
     "count_pool",
     "curate",
     "embed",
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
     from moviola.verbs.adapt_tasks import adapt_tasks
     from moviola.verbs.audit import audit
     from moviola.verbs.classify import classify
+    from moviola.verbs.compare import compare
     from moviola.verbs.curate import count_pool, curate
     from moviola.verbs.embed import embed
     from moviola.verbs.evaluate import evaluate_retrieval, evaluate_zero_shot

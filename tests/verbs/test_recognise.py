@@ -380,3 +380,21 @@ def test_objectives() -> None:
     assert recognition_of("clip")[0] == "clip"
     with pytest.raises(Refusal, match="These are: clip"):
         recognition_of("xpool")
+
+
+def test_frames_are_the_systems_own_unless_said(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    made = verb.ClassClips
+
+    def noting(*rest: Any, **options: Any) -> Any:
+        seen.append(options["frames"])
+        return made(*rest, **options)
+
+    monkeypatch.setattr(verb, "ClassClips", noting)
+    for name, frames in (("vifi-clip", None), ("clip", None), ("vifi-clip", 3)):
+        recognise(
+            folder, tmp_path / f"{name}-{frames}", init=tiny(), frames=frames, **{**QUICK, "objective": name}
+        )
+    assert seen == [16, 8, 3]

@@ -348,6 +348,10 @@ def evaluate(
         tuple[int, int], typer.Option(help="Classes of a video by so many clips of it, times so many crops.")
     ] = (1, 1),
     head: Annotated[Literal["words", "own"] | None, typer.Option(help="As in `moviola classify`.")] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="Another model on the same items, which are decoded once for all. Repeatable."),
+    ] = None,
     tokenizer: TokenizerFile = None,
     device: Device = "auto",
     dtype: Dtype = None,
@@ -356,6 +360,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Zero-shot top-1 and top-5, or retrieval R@K, MedR, MeanR both ways."""
+    from moviola.verbs.compare import compare
     from moviola.verbs.evaluate import evaluate_retrieval, evaluate_zero_shot
     from moviola.verbs.load import as_model
 
@@ -364,7 +369,13 @@ def evaluate(
     with show.progress(quiet or json, "evaluating") as on_progress:
         common["on_progress"] = on_progress
         report: Any
-        if task == "zero-shot":
+        if also:
+            if task != "zero-shot" or head is not None or views != (1, 1):
+                raise types.UsageError(
+                    "--also compares zero-shot figures of one view; leave --task, --head, --views."
+                )
+            report = compare([loaded, *also], data, templates=templates, device=device, dtype=dtype, **common)
+        elif task == "zero-shot":
             report = evaluate_zero_shot(loaded, data, templates=templates, views=views, head=head, **common)
         else:
             report = evaluate_retrieval(

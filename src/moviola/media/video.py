@@ -257,10 +257,25 @@ class Video:
         short_side: int | None = None,
         size: tuple[int, int] | None = None,
     ) -> FrameBatch:
-        """`count` frames spread over [start, end] (default: the whole video).
+        """`count` frames spread over [start, end] (default: the whole video), at `instants`.
+
+        A video with fewer frames repeats some.
+        """
+        times_T = self.instants(count, start=start, end=end, sampler=sampler)
+        return self.at(times_T, short_side=short_side, size=size)
+
+    def instants(
+        self,
+        count: int,
+        *,
+        start: float = 0.0,
+        end: float | None = None,
+        sampler: Literal["middle", "uniform"] = "middle",
+    ) -> np.ndarray:
+        """`count` times spread over [start, end] (default: the whole video).
 
         `middle`: the middle of `count` equal intervals. `uniform`: `count` instants from the first
-        to the last frame, both included. A video with fewer frames repeats some.
+        to the last frame, both included.
         """
         _check_range(start, end)
         if count < 1:
@@ -268,12 +283,10 @@ class Video:
         end = self.duration if end is None else min(end, self.duration)
         start = min(start, end)
         if sampler == "middle":
-            times_T = start + (np.arange(count) + 0.5) * (end - start) / count
-        elif sampler == "uniform":
-            times_T = np.linspace(start, end, count) if count > 1 else np.array([start])
-        else:
-            raise UsageError(f"Expected the sampler 'middle' or 'uniform', got {sampler!r}.")
-        return self.at(times_T, short_side=short_side, size=size)
+            return start + (np.arange(count) + 0.5) * (end - start) / count
+        if sampler == "uniform":
+            return np.linspace(start, end, count) if count > 1 else np.array([start])
+        raise UsageError(f"Expected the sampler 'middle' or 'uniform', got {sampler!r}.")
 
     def shots(self, *, threshold: float = 3.0, floor: float = 30.0, shortest: float = 0.4) -> list[TimeSpan]:
         """The shots from 0 to the end, without gaps; at least one. `moviola.media.shots` says how.

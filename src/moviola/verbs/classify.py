@@ -13,6 +13,7 @@ import numpy as np
 from moviola.data.templates import read_templates
 from moviola.types import Clip, Dtype, MediaKind, Refusal, UsageError, printable
 from moviola.verbs.common import (
+    Item,
     Look,
     Progress,
     Skipped,
@@ -223,7 +224,7 @@ class ClassScorer:
             self.text_ND = model.embed_queries(prompts, truncate=truncate)
 
     def over(
-        self, items: Iterable[tuple[int, str, Clip | bytes]], *, on_skip: Callable[[int, Skipped], None]
+        self, items: Iterable[Item], *, on_skip: Callable[[int, Skipped], None]
     ) -> Iterator[tuple[list[tuple[int, str, Look]], np.ndarray]]:
         """The items of a batch, and their logits_NC."""
         if self.own is not None:

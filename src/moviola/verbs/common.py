@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
     from moviola.clip.loaded import Model
     from moviola.media import Video
+
+Wanted = TypeVar("Wanted")
+Seen = TypeVar("Seen")
 
 VIDEO_FRAMES = 12
 """Frames that make a video's one vector where the model takes any number (as CLIP4Clip does)."""
@@ -105,20 +108,29 @@ def look_at(media: Clip | bytes, model: Model, *, frames: int | None = None) -> 
 
     `frames` is how many where the model takes any number. `MediaError` for what cannot be read.
     """
+    return looks_at(media, [model], frames=frames)[0]
+
+
+def looks_at(media: Clip | bytes, models: Sequence[Model], *, frames: int | None = None) -> list[Look]:
+    """`look_at` for several models: a video is decoded once for all that take frames of one size.
+
+    `MediaError` for what cannot be read, or not by one of them.
+    """
     from moviola.media import Video, media_kind, read_picture
 
     if isinstance(media, bytes):
-        return Look("picture", TimeSpan(0, 0), picture=read_picture(media))
+        return [Look("picture", TimeSpan(0, 0), picture=read_picture(media))] * len(models)
     if media_kind(media.path) != "video":
-        return Look("picture", TimeSpan(0, 0), picture=read_picture(media.path))
+        return [Look("picture", TimeSpan(0, 0), picture=read_picture(media.path))] * len(models)
     with Video(media.path) as video:
-        return _look_at_video(video, media.span, model, frames)
+        return _looks_at_video(video, media.span, models, frames)
 
 
-def _look_at_video(video: Video, span: TimeSpan | None, model: Model, frames: int | None) -> Look:
+def _looks_at_video(
+    video: Video, span: TimeSpan | None, models: Sequence[Model], frames: int | None
+) -> list[Look]:
     from moviola.clip.sample import choose_frames
 
-    spec = model.frame_spec
     whole = span is None
     span = TimeSpan(0, video.duration) if span is None else span
     if not whole and span.start >= video.duration > 0:
@@ -127,27 +139,36 @@ def _look_at_video(video: Video, span: TimeSpan | None, model: Model, frames: in
             f"the clip starts at {span.start:g} s, but the video ends at {video.duration:g} s.",
             hint="Check the clip's times.",
         )
-    side = model.preprocess.decode_hint
-    if spec.sampler in ("middle", "uniform"):
-        count = spec.count or frames or VIDEO_FRAMES
-        sampler = "uniform" if spec.sampler == "uniform" else "middle"
-        batch = video.uniform(
-            count,
-            start=span.start,
-            end=span.end,
-            sampler=sampler,  # type: ignore[arg-type]
-            short_side=side,
-        )
-        # a short clip gives frames twice; the spec's own padding says what is to happen instead
-        times_T, first_T = np.unique(batch.times_T, return_index=True)
-        frames_THWC = batch.frames_THWC[first_T]
-    else:
-        frames_THWC, times_T = _run_of_frames(video, span, spec, side)
-    try:
-        choose_frames(spec, times_T)
-    except UsageError as error:
-        raise MediaError(video.path, error.problem, hint=error.hint) from error
-    return Look("video", span, frames_THWC=frames_THWC, times_T=times_T)
+    found: dict[int, Look] = {}
+    for side in dict.fromkeys(model.preprocess.decode_hint for model in models):
+        of_side = [n for n, model in enumerate(models) if model.preprocess.decode_hint == side]
+        spread, runs = [], {}
+        for place in of_side:
+            spec = models[place].frame_spec
+            if spec.sampler in ("middle", "uniform"):
+                sampler = "uniform" if spec.sampler == "uniform" else "middle"
+                count = spec.count or frames or VIDEO_FRAMES
+                times_T = video.instants(count, start=span.start, end=span.end, sampler=sampler)  # type: ignore[arg-type]
+                spread.append((place, times_T))
+            else:
+                if spec not in runs:
+                    runs[spec] = _run_of_frames(video, span, spec, side)
+                found[place] = Look("video", span, None, *runs[spec])
+        if spread:
+            batch = video.at(np.concatenate([times_T for _, times_T in spread]), short_side=side)
+            start = 0
+            for place, wanted_T in spread:
+                part = slice(start, start + len(wanted_T))
+                start += len(wanted_T)
+                # a short clip gives frames twice; the spec's own padding says what is to happen instead
+                times_T, first_T = np.unique(batch.times_T[part], return_index=True)
+                found[place] = Look("video", span, None, batch.frames_THWC[part][first_T], times_T)
+    for place, model in enumerate(models):
+        try:
+            choose_frames(model.frame_spec, found[place].clip[1])
+        except UsageError as error:
+            raise MediaError(video.path, error.problem, hint=error.hint) from error
+    return [found[place] for place in range(len(models))]
 
 
 def _run_of_frames(video: Video, span: TimeSpan, spec: FrameSpec, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -179,8 +200,12 @@ def _run_of_frames(video: Video, span: TimeSpan, spec: FrameSpec, side: int) -> 
     return np.concatenate(pixels)[:limit], np.concatenate(times)[:limit]
 
 
+Item = tuple[int, str, Clip | bytes | Look]
+"""The number of an item, its name, and where its pixels are; or these, if somebody has decoded them."""
+
+
 def looks(
-    items: Iterable[tuple[int, str, Clip | bytes]],
+    items: Iterable[Item],
     model: Model,
     *,
     frames: int | None = None,
@@ -190,22 +215,36 @@ def looks(
 
     Items that cannot be read go to `on_skip(index, Skipped)`.
     """
+
+    def look(media: Clip | bytes | Look) -> Look:
+        return media if isinstance(media, Look) else look_at(media, model, frames=frames)
+
+    return ahead(items, look, on_skip=on_skip)
+
+
+def ahead(
+    items: Iterable[tuple[int, str, Wanted]],
+    look: Callable[[Wanted], Seen],
+    *,
+    on_skip: Callable[[int, Skipped], None],
+) -> Iterator[tuple[int, str, Seen]]:
+    """What `look` gives of each item, in order, computed ahead of use by two threads."""
     source = iter(items)
-    waiting: deque[tuple[int, str, Future[Look]]] = deque()
+    waiting: deque[tuple[int, str, Future[Seen]]] = deque()
     pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="decode")
     try:
         while True:
             for index, name, media in islice(source, _AHEAD - len(waiting)):
-                waiting.append((index, name, pool.submit(look_at, media, model, frames=frames)))
+                waiting.append((index, name, pool.submit(look, media)))
             if not waiting:
                 return
             index, name, future = waiting.popleft()
             try:
-                look = future.result()
+                seen = future.result()
             except MediaError as error:
                 on_skip(index, Skipped(name, error.reason))
                 continue
-            yield index, name, look
+            yield index, name, seen
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -241,7 +280,7 @@ def batches(
 
 def embed_media(
     model: Model,
-    items: Iterable[tuple[int, str, Clip | bytes]],
+    items: Iterable[Item],
     *,
     batch_size: int = 32,
     frames: int | None = None,
@@ -280,7 +319,7 @@ def _finite(
 
 def classify_media(
     model: Model,
-    items: Iterable[tuple[int, str, Clip | bytes]],
+    items: Iterable[Item],
     *,
     batch_size: int = 32,
     frames: int | None = None,
@@ -299,7 +338,7 @@ def classify_media(
 def score_media(
     model: Model,
     text_ND: np.ndarray,
-    items: Iterable[tuple[int, str, Clip | bytes]],
+    items: Iterable[Item],
     *,
     batch_size: int = 32,
     frames: int | None = None,

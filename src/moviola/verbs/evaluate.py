@@ -114,6 +114,21 @@ def evaluate_zero_shot(
         scores_NC = scorer.logits(vectors_ND)
     else:
         index_N, scores_NC = work.scores(scorer)
+    return zero_shot_report(
+        loaded, found, index_N, scores_NC, len(sentences), failed, _notes(len(rows), len(found), cut)
+    )
+
+
+def zero_shot_report(
+    model: Model,
+    found: ClassSet,
+    index_N: np.ndarray,
+    scores_NC: np.ndarray,
+    templates: int,
+    failed: Sequence[Skipped],
+    notes: Sequence[str],
+) -> ZeroShotReport:
+    """The figures of scores of the items `index_N`; `templates` 0 for a classifier of the model's own."""
     labels_N = found.labels_N[index_N]
     ks = (1, 5) if len(found.classes) > 5 else (1,)
     top = topk_accuracy(scores_NC, labels_N, ks)
@@ -126,18 +141,18 @@ def evaluate_zero_shot(
         if np.isfinite(value)
     }
     return ZeroShotReport(
-        model=loaded.name,
+        model=model.name,
         data=str(found.source),
         split=found.split,
         n=len(labels_N),
         classes=len(found.classes),
-        templates=len(sentences),
+        templates=templates,
         top1=top["top1"],
         top5=top.get("top5"),
         mean_per_class=mean_class_accuracy(scores_NC, labels_N),
         per_class=per_class,
         failed=tuple(failed),
-        notes=_zero_shot_notes(found, len(per_class), len(rows), cut),
+        notes=(*notes, *_notes_of_classes(found, len(per_class))),
     )
 
 
@@ -240,8 +255,8 @@ def evaluate_retrieval(
     )
 
 
-def _zero_shot_notes(data: ClassSet, seen: int, used: int, cut: Sequence[str]) -> tuple[str, ...]:
-    notes = list(_notes(used, len(data), cut))
+def _notes_of_classes(data: ClassSet, seen: int) -> list[str]:
+    notes = []
     if data.repeated:
         notes.append(
             "Names given to more than one class, which words cannot tell apart: "
@@ -249,7 +264,7 @@ def _zero_shot_notes(data: ClassSet, seen: int, used: int, cut: Sequence[str]) -
         )
     if seen < len(data.classes):
         notes.append(f"{len(data.classes) - seen} of {len(data.classes)} classes have no item here.")
-    return tuple(notes)
+    return notes
 
 
 def _notes(used: int, there: int, cut: Sequence[str]) -> tuple[str, ...]:

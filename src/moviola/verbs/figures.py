@@ -74,7 +74,7 @@ class ZeroShotReport:
 
     def __str__(self) -> str:
         what = f"{self.task.capitalize()} of {_named(self.data, self.split)} by {self.model}, percent"
-        return "\n".join([what, *_lines(self.rows()), *self.notes, *_left_out(self.failed)])
+        return "\n".join([what, *table_lines(self.rows()), *self.notes, *_left_out(self.failed)])
 
     def __rich__(self) -> RichTable:
         return _rich_table(
@@ -132,7 +132,7 @@ class RetrievalReport:
 
     def __str__(self) -> str:
         what = f"Retrieval on {_named(self.data, self.split)} ({self.layout}) by {self.model}"
-        return "\n".join([what, *_lines(self.rows()), *self.notes, *_left_out(self.failed)])
+        return "\n".join([what, *table_lines(self.rows()), *self.notes, *_left_out(self.failed)])
 
     def __rich__(self) -> RichTable:
         return _rich_table(f"Retrieval on {_named(self.data, self.split)}, {self.model}", self.rows())
@@ -151,7 +151,8 @@ def _left_out(failed: Sequence[Skipped]) -> list[str]:
     return summary(failed, "left out")
 
 
-def _lines(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def table_lines(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Cells in columns, for terminals without colour."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
 

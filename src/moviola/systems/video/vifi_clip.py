@@ -200,6 +200,7 @@ RECOGNITION = Training(
         "eps": 1e-8,
         "lr_floor": 0.01,
         "template": "a photo of a {}.",
+        "frames": 16,
     },
 )
 """The bridge on Kinetics-400. The paper's few shots: `stage=prompt`, 50 epochs (prompts at 8e-3)."""
