@@ -25,6 +25,8 @@ _LAZY = {
     "export": "moviola.verbs.load",
     "embed": "moviola.verbs.embed",
     "classify": "moviola.verbs.classify",
+    "classify_through_sentences": "moviola.verbs.through_sentences",
+    "evaluate_through_sentences": "moviola.verbs.through_sentences_measure",
     "evaluate_zero_shot": "moviola.verbs.evaluate",
     "compare": "moviola.verbs.compare",
     "evaluate_retrieval": "moviola.verbs.evaluate",
@@ -55,12 +57,14 @@ __all__ = [
     "adapt_tasks",
     "audit",
     "classify",
+    "classify_through_sentences",
     "compare",
     "count_pool",
     "curate",
     "embed",
     "evaluate_pairs",
     "evaluate_retrieval",
+    "evaluate_through_sentences",
     "evaluate_zero_shot",
     "export",
     "index",
@@ -92,6 +96,8 @@ if TYPE_CHECKING:
     from moviola.verbs.reinforce import reinforce
     from moviola.verbs.reproduce import reproduce
     from moviola.verbs.search import search
+    from moviola.verbs.through_sentences import classify_through_sentences
+    from moviola.verbs.through_sentences_measure import evaluate_through_sentences
     from moviola.verbs.train import train
     from moviola.verbs.train_run import TrainRun
 

@@ -306,6 +306,21 @@ def classify(
         Literal["words", "own"] | None,
         typer.Option(help="By the words for classes, or the model's own classifier. (words, if it has them)"),
     ] = None,
+    through_sentences: Annotated[
+        bool,
+        typer.Option("--through-sentences", help="By what captions say of videos and documents of classes."),
+    ] = False,
+    captions: Annotated[
+        list[Path] | None, typer.Option(help="An observer's file of captions; may be repeated.")
+    ] = None,
+    documents: Annotated[
+        Path | None, typer.Option(help="Text about each class: a folder with CLASS.txt, or JSON.")
+    ] = None,
+    sentence_encoder: Annotated[
+        str | None, typer.Option(help="Compare sentences by this model or folder. (MODEL)")
+    ] = None,
+    min_words: Annotated[int, typer.Option(help="The least words of a document's sentence.", min=1)] = 15,
+    encoding: Annotated[str, typer.Option(help="Of the documents of a folder.")] = "utf-8",
     tokenizer: TokenizerFile = None,
     device: Device = "auto",
     dtype: Dtype = None,
@@ -317,12 +332,41 @@ def classify(
     from moviola.verbs.classify import classify
     from moviola.verbs.load import as_model
 
+    names = Path(classes) if classes is not None and Path(classes).is_file() else classes
+    if through_sentences:
+        from moviola.systems.video.zsarcap import ZsarCapConfig
+        from moviola.verbs.through_sentences import classify_through_sentences
+
+        if templates is not None or head is not None:
+            raise types.UsageError("Through sentences there are neither templates nor a head to choose.")
+        with show.progress(quiet or json, "observing") as on_progress:
+            made = classify_through_sentences(
+                files,
+                names,
+                captions=captions or [],
+                documents=documents,
+                encoder=sentence_encoder or model,
+                config=ZsarCapConfig(min_words=min_words),
+                k=k,
+                encoding=encoding,
+                device=device,
+                dtype=dtype,
+                tokenizer=tokenizer,
+                on_progress=on_progress,
+            )
+        _finish(made, json)
+        return
+    if captions or documents is not None or sentence_encoder is not None:
+        raise types.UsageError(
+            "Captions, documents and a sentence encoder are for classifying through sentences.",
+            hint="Add --through-sentences.",
+        )
     loaded = as_model(model, device=device, dtype=dtype, tokenizer=tokenizer)
     with show.progress(quiet or json, "classifying") as on_progress:
         made = classify(
             loaded,
             files,
-            Path(classes) if classes is not None and Path(classes).is_file() else classes,
+            names,
             templates=templates,
             k=k,
             batch_size=batch_size,

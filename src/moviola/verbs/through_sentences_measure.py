@@ -198,9 +198,7 @@ def _by_substring(
     from moviola.systems.video.zsarcap import substring_classes
 
     if truth is not None:
-        raise UsageError(
-            "Classes come either from a map or, by ground_truth='substring', from names of videos."
-        )
+        raise UsageError("Give either a map of classes or ground_truth='substring', not both.")
     videos = [name for one in observers if isinstance(one, Mapping) for name in one]
     fitting = substring_classes(list(dict.fromkeys(videos)), names)
     several = {video: some for video, some in fitting.items() if len(some) > 1}

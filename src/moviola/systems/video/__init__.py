@@ -54,6 +54,14 @@ SYSTEMS: tuple[System, ...] = (
         marks=("video_model.temporal_embed", "video_model.blocks.0.timeattn.qkv.weight"),
     ),
     System(
+        18,
+        "zsarcap",
+        "Tell me what you see: A zero-shot action recognition method based on natural language descriptions",
+        "https://arxiv.org/abs/2112.09976",
+        'moviola.classify_through_sentences("clips/", captions="said.json", documents="texts/")',
+        "moviola.systems.video.zsarcap:ZsarCap",
+    ),
+    System(
         67,
         "dist",
         "DiST: Disentangling Spatial and Temporal Learning for Efficient Image-to-Video Transfer Learning",
