@@ -62,6 +62,15 @@ SYSTEMS: tuple[System, ...] = (
         "moviola.systems.video.zsarcap:ZsarCap",
     ),
     System(
+        43,
+        "sts-statistics",
+        "Self-supervised Video Representation Learning by Uncovering Spatio-temporal Statistics",
+        "https://arxiv.org/abs/2008.13426",
+        'moviola.train("videos/", "run", objective="sts-statistics", model="sts-small")',
+        "moviola.systems.video.sts_statistics:STS",
+        marks=("motion_linear.weight", "app_linear.weight"),
+    ),
+    System(
         67,
         "dist",
         "DiST: Disentangling Spatial and Temporal Learning for Efficient Image-to-Video Transfer Learning",
