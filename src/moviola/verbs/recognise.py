@@ -383,8 +383,10 @@ def _objective(
     if unknown:
         raise UsageError(
             f"The objective {slug} has no option {', '.join(unknown)}.",
-            hint=f"It has: {', '.join(sorted(known))}.",
+            hint=f"It has: {', '.join(sorted(known - {'tokenizer'}))}.",
         )
+    if "tokenizer" in known:  # an objective that takes words apart
+        options = {"tokenizer": model.tokenizer, **options}
     tokens_CL = torch.zeros(len(classes), 1, dtype=torch.long)
     if getattr(made, "words", True):
         assert model.tokenizer is not None

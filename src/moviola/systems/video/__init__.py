@@ -62,6 +62,15 @@ SYSTEMS: tuple[System, ...] = (
         "moviola.systems.video.zsarcap:ZsarCap",
     ),
     System(
+        23,
+        "m2-clip",
+        "M2-CLIP: A Multimodal, Multi-task Adapting Framework for Video Action Recognition",
+        "https://arxiv.org/abs/2401.11649",
+        'moviola.load("m2-clip", init="builtin")',
+        "moviola.systems.video.m2_clip:M2Clip",
+        marks=("visual.t_adapter.conv.weight", "mlm_adapter.decoder.weight"),
+    ),
+    System(
         43,
         "sts-statistics",
         "Self-supervised Video Representation Learning by Uncovering Spatio-temporal Statistics",
