@@ -28,6 +28,7 @@ _LAZY = {
     "classify_through_sentences": "moviola.verbs.through_sentences",
     "evaluate_through_sentences": "moviola.verbs.through_sentences_measure",
     "evaluate_zero_shot": "moviola.verbs.evaluate",
+    "clean_clips": "moviola.verbs.clean_clips",
     "compare": "moviola.verbs.compare",
     "evaluate_retrieval": "moviola.verbs.evaluate",
     "curate": "moviola.verbs.curate",
@@ -58,6 +59,7 @@ __all__ = [
     "audit",
     "classify",
     "classify_through_sentences",
+    "clean_clips",
     "compare",
     "count_pool",
     "curate",
@@ -84,6 +86,7 @@ if TYPE_CHECKING:
     from moviola.verbs.adapt_tasks import adapt_tasks
     from moviola.verbs.audit import audit
     from moviola.verbs.classify import classify
+    from moviola.verbs.clean_clips import clean_clips
     from moviola.verbs.compare import compare
     from moviola.verbs.curate import count_pool, curate
     from moviola.verbs.embed import embed

@@ -51,6 +51,7 @@ __all__ = [
     "Refusal",
     "RegionField",
     "ReinforcedField",
+    "ScriptField",
     "StoreError",
     "System",
     "TextField",
@@ -362,9 +363,35 @@ class PictureField:
 
 @dataclass(frozen=True, slots=True)
 class VideoField:
-    """Clips by the model's `FrameSpec`, as a `ClipBatch` under `name`."""
+    """Clips by the model's `FrameSpec`, as a `ClipBatch` under `name`.
+
+    `whole`: what the recipe's crop would cut off stays, for objectives that crop by themselves.
+    """
 
     name: str = "clip"
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptField:
+    """`count` segments of a video, one after the other, with the words that are spoken in each.
+
+    A drawn span of the video is `count` segments of one length in seconds, drawn from `seconds`, with `gap`
+    seconds between them; a video too short for that is taken whole. `clip`: a `ClipBatch` of the
+    frames that the model's `FrameSpec` counts, one drawn from each of as many equal parts of the span.
+    `name`: tokens (B, count, L) of each segment's words in order of time, `<name>_mask` (B, count) bool.
+
+    Words have times from subtitles beside or inside the video, `NAME.words.json` beside it, or a column
+    `words` (`data.rows.scripts`). Where `optional`, a row without them may have a caption instead: the clip
+    is then of the whole video, the caption the first of the row's texts and the only one of its mask.
+    """
+
+    count: int = 4
+    seconds: tuple[float, float] = (3.0, 5.0)
+    gap: float = 1.0
+    name: str = "script"
+    clip: str = "clip"
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,6 +461,7 @@ class ViewField:
 Field = (
     PictureField
     | VideoField
+    | ScriptField
     | TextField
     | RegionField
     | VectorField
@@ -520,7 +548,8 @@ class Training:
     recipe      the authors' values for fields of `TrainConfig` (lr, betas, warmup, ...)
 
     A system's `RECOGNITION` says so how it learns to name classes of clips: its objective is called
-    objective(model, tokens_CL, **options), and its recipe may also hold epochs, template, crop_area and flip.
+    objective(model, tokens_CL, **options), and its recipe may also hold epochs, frames,
+    template, crop_area and flip.
     """
 
     objective: Callable[..., Objective]
@@ -563,7 +592,8 @@ class System:
 
     `call` is the user's one line, shown in the docs; `entry` is `module:Class`, imported on use.
     `marks` are parameter names that together tell the authors' checkpoints from others: `load` then
-    calls the class's `from_official(state)`.
+    calls the class's `from_official(state)`. Where they publish files of several kinds, `more_marks` has
+    those of the others.
     """
 
     number: int
@@ -573,6 +603,7 @@ class System:
     call: str
     entry: str
     marks: tuple[str, ...] = ()
+    more_marks: tuple[tuple[str, ...], ...] = ()
 
     @property
     def room(self) -> str:

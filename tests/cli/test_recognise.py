@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,14 +57,6 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
         CliRunner().invoke(command(), ["train", "--task", "flying"], catch_exceptions=False)
     with pytest.raises(UsageError, match="Name the clips once"):
         CliRunner().invoke(command(), ["train", "--task", "recognition", *run], catch_exceptions=False)
-
-
-def test_the_page_names_options_that_there_are() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "recognition.md").read_text(encoding="utf-8")
-    made = typer.main.get_command(command())
-    known = {one for option in made.commands["train"].commands["recognition"].params for one in option.opts}  # type: ignore[attr-defined]
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page))
-    assert {"--shots", "--base-to-new", "--views"} <= named <= known | {"--task"}
 
 
 def test_importing_the_command_is_cheap() -> None:

@@ -1,4 +1,4 @@
-"""`moviola curate run`, `moviola curate count` and `moviola curate plan`."""
+"""`moviola curate run`, `count`, `plan` and `clips`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from moviola.cli import show
-from moviola.types import printable
+from moviola.types import UsageError, printable
 
 if TYPE_CHECKING:
     from moviola.verbs.curate import Curation
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 curate_app = typer.Typer(
     no_args_is_help=True,
-    help="Choose image-text pairs by balancing what their texts speak of (MetaCLIP): run, count, plan.",
+    help="Choose image-text pairs by balancing what their texts speak of (MetaCLIP): run, count, plan. "
+    "Clean raw videos for training: clips.",
 )
 
 Pairs = Annotated[
@@ -181,6 +182,54 @@ def curate_plan(
         show.figures(
             ("threshold", "tail share", "head entries", "expected size", "+-"), list(map(_plan_cells, rows))
         )
+
+
+@curate_app.command("clips")
+def curate_clips(
+    sources: Annotated[list[Path], typer.Argument(help="Videos, or folders of them.")],
+    to: Annotated[Path, typer.Option(help="The folder to write clips.jsonl to. A killed run goes on.")],
+    detector: Annotated[
+        str | None,
+        typer.Option(help="Your function that counts people in frames, as package.module:name. (none)"),
+    ] = None,
+    looks: Annotated[int, typer.Option(help="Frames of a scene that the detector sees.", min=1)] = 8,
+    shortest: Annotated[float, typer.Option(help="Seconds that a scene must last.", min=0)] = 0.0,
+    threshold: Annotated[float, typer.Option(help="Of scene detection: higher finds fewer cuts.")] = 3.0,
+    floor: Annotated[float, typer.Option(help="The least change of a frame that may be a cut.")] = 30.0,
+    cut: Annotated[bool, typer.Option("--cut", help="Also write each scene as a video.")] = False,
+    workers: Annotated[int, typer.Option(help="Threads that read and decode.", min=1)] = 2,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Clean raw videos for training: equal files once, of each its longest scene, only those with people."""
+    import pkgutil
+
+    from moviola.verbs.clean_clips import clean_clips
+
+    try:
+        found = None if detector is None else pkgutil.resolve_name(detector)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UsageError(
+            f"There is no detector {detector!r}: {error}.",
+            hint="Name a function that Python can import: --detector package.module:name",
+        ) from error
+    with show.progress(quiet or json, "cleaning") as on_progress:
+        made = clean_clips(
+            sources,
+            to,
+            detector=found,
+            looks=looks,
+            shortest=shortest,
+            threshold=threshold,
+            floor=floor,
+            cut=cut,
+            workers=workers,
+            on_progress=on_progress,
+        )
+    if json:
+        show.print_json(made.to_json())
+    else:
+        show.out.print(str(made), markup=False)
 
 
 def _plan_cells(row: PlanRow) -> tuple[str, ...]:

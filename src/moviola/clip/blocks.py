@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -150,6 +151,7 @@ def set_checkpointing(module: nn.Module, on: bool) -> None:
 
     A third more arithmetic for a fraction of the memory; values and gradients stay the same.
     """
+    part: Any
     for part in module.modules():
-        if isinstance(part, Transformer):
+        if isinstance(getattr(part, "checkpointing", None), bool):
             part.checkpointing = on

@@ -123,7 +123,7 @@ def _state_dict(data: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(data, Mapping) and all(isinstance(data.get(name), Mapping) for name in _TWO_MODELS):
         parts = ((prefix, _state_dict(data[name], path)) for name, prefix in _TWO_MODELS.items())
         return {f"{prefix}{key}": value for prefix, part in parts for key, value in part.items()}
-    for key in ("state_dict", "model", "model_state_dict", "model_state"):
+    for key in ("state_dict", "model", "module", "model_state_dict", "model_state"):
         if isinstance(data, Mapping) and isinstance(data.get(key), Mapping):
             data = data[key]
     if not isinstance(data, Mapping) or not data:

@@ -11,6 +11,15 @@ from torch import Tensor
 from moviola.types import ClipBatch, FrameSpec, UsageError
 
 
+def hold_last_frame(frames_BTCHW: Tensor, mask_BT: Tensor) -> Tensor:
+    """Each clip's own frames, and then its last one for as long as `mask_BT` says that there are no more."""
+    if bool(mask_BT.all()):
+        return frames_BTCHW
+    place_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+    last_BT = torch.minimum(place_T, (mask_BT.sum(1, keepdim=True) - 1).clamp(min=0))
+    return frames_BTCHW[torch.arange(len(mask_BT), device=mask_BT.device)[:, None], last_BT]
+
+
 class FixedFrames:
     """A mixin for `Encoder`s that take clips of exactly `frames` frames.
 

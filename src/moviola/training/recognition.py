@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moviola.parts.fixed_frames import hold_last_frame
 from moviola.training.objectives import decay_groups
 from moviola.types import Batch, ClipBatch, Episode, LabelField, Needs, UsageError, VideoField
 
@@ -66,10 +67,7 @@ def hold_last_frames(clip: ClipBatch) -> ClipBatch:
     if bool(mask_BT.all()):
         return clip
     both_BT = mask_BT | mask_BT.flip(0)
-    place_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
-    last_BT = torch.minimum(place_T, mask_BT.sum(1, keepdim=True) - 1)
-    row_B1 = torch.arange(len(mask_BT), device=mask_BT.device)[:, None]
-    frames_BTCHW = clip.frames_BTCHW[row_B1, last_BT] * both_BT[..., None, None, None]
+    frames_BTCHW = hold_last_frame(clip.frames_BTCHW, mask_BT) * both_BT[..., None, None, None]
     return replace(clip, frames_BTCHW=frames_BTCHW, mask_BT=both_BT)
 
 

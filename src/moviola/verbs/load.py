@@ -254,7 +254,7 @@ def _official(path: Path) -> tuple[System, dict[str, Tensor]] | None:
         return None
     state = read_weights(path)
     for system in all_systems():
-        if system.marks and set(system.marks) <= set(state):
+        if any(marks and set(marks) <= set(state) for marks in (system.marks, *system.more_marks)):
             return system, state
     return None
 

@@ -28,7 +28,7 @@ from moviola.training.loop import SKIPPED, to_device
 from moviola.training.loop import Progress as Logged
 from moviola.training.loop import train as run_loop
 from moviola.training.processes import Processes, several
-from moviola.types import Needs, PictureField, TextField, UsageError, printable
+from moviola.types import Needs, PictureField, ScriptField, TextField, UsageError, VideoField, printable
 from moviola.verbs.common import Progress
 from moviola.verbs.evaluate import evaluate_zero_shot
 from moviola.verbs.train_report import draw
@@ -138,12 +138,14 @@ def _train(
         sources, columns=run.columns or None, root=None if run.image_root is None else Path(run.image_root)
     )
     model = begun.model
-    if run.hold_out and not model.has_text:
+    measurable = model.has_text and model.separable and bool(source.captions)
+    if run.hold_out and not measurable:
         raise UsageError(
-            f"Held-out rows measure retrieval by words, and the model '{model.name}' has none.",
+            f"Held-out rows measure retrieval: the data needs captions, the model '{model.name}' words and "
+            "one vector for each row.",
             hint="Leave hold_out out.",
         )
-    pairs, kept = _split(source, run) if model.has_text else (source, None)
+    pairs, kept = _split(source, run) if measurable else (source, None)
     if model.tokenizer is None and model.has_text:
         raise UsageError(
             f"The model '{model.name}' has no tokenizer.", hint="Name its file with --tokenizer."
@@ -159,9 +161,7 @@ def _train(
     set_checkpointing(module, run.checkpoint_activations)
     who = identity(run, begun, rows.fingerprint)
     _describe(folder, run, config, who, sources, processes)
-    shown = None
-    if kept is not None and model.separable and model.has_text:
-        shown = prepared(kept, _shown(begun.objective.needs))
+    shown = None if kept is None else prepared(kept, _shown(begun.objective.needs))
     probes = _Probes(run, begun, device, shown)
     before_weights = (
         {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
@@ -227,9 +227,11 @@ def _stored(sources: Sequence[str | Path]) -> dict[str, Any]:
 
 
 def _shown(needs: Needs) -> Needs:
-    """What retrieval is measured with: whole pictures, and the objective's own first text."""
+    """What retrieval is measured with: whole pictures or clips, and the objective's own first text."""
     texts = [field for field in needs.fields if isinstance(field, TextField) and not field.optional]
     text = replace(texts[0], name="text") if texts else TextField()
+    if any(isinstance(field, VideoField | ScriptField) for field in needs.fields):
+        return Needs((VideoField(), text))
     return Needs((PictureField(area=(1.0, 1.0)), text))
 
 
@@ -357,7 +359,9 @@ class _Probes:
     ) -> None:
         self.run, self.begun, self.device, self.size = run, begun, device, size
         self.pairs = pairs
-        self.names = ["held-out R@1, picture to text", "held-out R@1, text to picture"]
+        clips = pairs is not None and any(isinstance(f, VideoField) for f in pairs.needs.fields)
+        kind = "clip" if clips else "picture"
+        self.names = [f"held-out R@1, {kind} to text", f"held-out R@1, text to {kind}"]
         self.names = self.names if self.pairs is not None else []
         if run.probe is not None:
             self.names.append(_ZERO_SHOT)
@@ -382,7 +386,12 @@ class _Probes:
         with torch.no_grad():
             for chunk in np.array_split(rows, math.ceil(len(rows) / self.size)):
                 batch = to_device(pairs.batch(chunk, seed=0, epoch=0, step=0), self.device)
-                image.append(nn.functional.normalize(module.encode_image(batch["image"]).float(), dim=-1))
+                seen = (
+                    module.encode_video(batch["clip"])
+                    if "clip" in batch
+                    else module.encode_image(batch["image"])
+                )
+                image.append(nn.functional.normalize(seen.float(), dim=-1))
                 text.append(nn.functional.normalize(module.encode_text(batch["text"]).float(), dim=-1))
         sims_NM = (torch.cat(text) @ torch.cat(image).T).cpu().numpy()
         metrics = retrieval_metrics(sims_NM, rows, ks=(1,))

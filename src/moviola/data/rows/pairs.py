@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from moviola.data.rows.fields import (
     VectorMaker,
     VideoMaker,
 )
+from moviola.data.rows.scripts import ScriptMaker, draws_of
 from moviola.data.rows.source import RowSource
 from moviola.data.rows.views import DRAWS, View
 from moviola.types import (
@@ -35,6 +37,7 @@ from moviola.types import (
     Recipe,
     RegionField,
     ReinforcedField,
+    ScriptField,
     TextField,
     UsageError,
     VectorField,
@@ -97,7 +100,7 @@ class PairData:
                 if not pictures:
                     raise UsageError("Boxes need the picture that they lie in: add a PictureField.")
                 self._makers.append(RegionMaker(asked, source, self._tokenize))
-            elif isinstance(asked, VideoField):
+            elif isinstance(asked, VideoField | ScriptField):
                 self._video(asked, source, frame_spec)
         read = [name for maker in self._makers for name in maker.columns]
         self.columns = tuple(dict.fromkeys([*read, *source.ids]))
@@ -138,14 +141,24 @@ class PairData:
         self._draws += many
         self._makers.append(PictureMaker(fields, views, draws_VD))
 
-    def _video(self, asked: VideoField, source: RowSource, frame_spec: FrameSpec | None) -> None:
+    def _video(
+        self, asked: VideoField | ScriptField, source: RowSource, frame_spec: FrameSpec | None
+    ) -> None:
         if not {"video", "image"} & set(source.columns):
             raise UsageError(
                 f"The data has no column of videos. Columns: {', '.join(map(repr, source.columns))}.",
                 hint="Say which it is: --column video=NAME (columns={'video': 'NAME'}).",
             )
         spec = self.recipe.sampler if frame_spec is None else frame_spec
-        self._makers.append(VideoMaker(asked, source, spec, Preprocess(self.recipe)))
+        if isinstance(asked, VideoField):
+            recipe = self.recipe
+            if asked.whole and recipe.resize_size is not None:
+                recipe = replace(recipe, size=recipe.resize_size)
+            self._makers.append(VideoMaker(asked, source, spec, Preprocess(recipe)))
+            return
+        draws = np.arange(self._draws, self._draws + draws_of(spec))
+        self._draws += len(draws)
+        self._makers.append(ScriptMaker(asked, source, spec, Preprocess(self.recipe), self._tokenize, draws))
 
     # ------------------------------------------------------------------------------- TrainingData
 

@@ -71,6 +71,15 @@ SYSTEMS: tuple[System, ...] = (
         marks=("visual.t_adapter.conv.weight", "mlm_adapter.decoder.weight"),
     ),
     System(
+        35,
+        "tvts",
+        "TVTS: Learning Transferable Spatiotemporal Representations from Natural Script Knowledge",
+        "https://arxiv.org/abs/2209.15280",
+        'moviola.train("videos/", "run", objective="tvts", model="tvts-small")',
+        "moviola.systems.video.tvts:Tvts",
+        marks=("video_model.temporal_embed", "pred_model.type_embed"),
+    ),
+    System(
         43,
         "sts-statistics",
         "Self-supervised Video Representation Learning by Uncovering Spatio-temporal Statistics",
@@ -78,6 +87,16 @@ SYSTEMS: tuple[System, ...] = (
         'moviola.train("videos/", "run", objective="sts-statistics", model="sts-small")',
         "moviola.systems.video.sts_statistics:STS",
         marks=("motion_linear.weight", "app_linear.weight"),
+    ),
+    System(
+        56,
+        "tiktok-videomae",
+        "Advancing Human Action Recognition with Foundation Models trained on Unlabeled Public Videos",
+        "https://arxiv.org/abs/2402.08875",
+        'moviola.train("clips/", "run", objective="tiktok-videomae", model="vmae-small")',
+        "moviola.systems.video.tiktok_videomae:VideoMae",
+        marks=("encoder_to_decoder.weight", "mask_token", "encoder.blocks.0.attn.qkv.weight"),
+        more_marks=(("fc_norm.weight", "head.weight", "blocks.0.attn.q_bias"),),
     ),
     System(
         67,

@@ -29,7 +29,6 @@ Axis letters: B clips, T frames, N texts, M videos, L tokens, D embedding width,
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -45,8 +44,9 @@ from moviola.clip.native import assign
 from moviola.clip.weights import strip_prefix
 from moviola.data import clips_and_stills as joint
 from moviola.data import order_clips as world
-from moviola.parts.backbones.hf_text import DistilBertTower, HfTextConfig, distilbert, distilbert_of
+from moviola.parts.backbones.hf_text import HfTextConfig, distilbert, distilbert_of
 from moviola.parts.backbones.space_time_vit import Growth, SpaceTimeVit, grown_table
+from moviola.parts.joint_towers import JointTowers
 from moviola.parts.timm_vit import Shapes, TimmKeys, timm_rules
 from moviola.training.brief import fit
 from moviola.training.video_text import VideoText, fewer_frames, similarity
@@ -57,14 +57,12 @@ from moviola.types import (
     ClipBatch,
     Example,
     FrameSpec,
-    Recipe,
     Refusal,
     Training,
     UsageError,
 )
 
 Projection = Literal["minimal", "none"]
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -115,26 +113,17 @@ def small() -> Config:
     return Config(vision, replace(text, context_length=77), embed_dim=128)
 
 
-class FrozenInTime(nn.Module):
+class FrozenInTime(JointTowers):
     """Videos of 1 to `frames` frames, pictures and texts in one space. Implements `moviola.types.Encoder`.
 
-    Every clip is encoded with the frames its mask says it has. Texts are filled up with id 0.
+    Every clip is encoded with the frames its mask says it has.
     """
 
-    has_text = True
-    separable = True
-    adaptation: Literal["none", "embedding", "classifier"] = "none"
+    config: Config
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-        self.video_model = SpaceTimeVit(config.vision, config.frames)
-        self.text_model = DistilBertTower(config.text, config.text.width)
-        self.txt_proj: nn.Module = nn.Identity()
-        self.vid_proj: nn.Module = nn.Identity()
-        if config.projection == "minimal":
-            self.txt_proj = nn.Sequential(nn.ReLU(), nn.Linear(config.text.width, config.embed_dim))
-            self.vid_proj = nn.Sequential(nn.Linear(config.vision.width, config.embed_dim))
+        tower = SpaceTimeVit(config.vision, config.frames)
+        super().__init__(config, tower, projected=config.projection == "minimal")
 
     @classmethod
     def from_config(cls, data: Mapping[str, Any]) -> FrozenInTime:
@@ -159,51 +148,12 @@ class FrozenInTime(nn.Module):
         """
         made = cls(config or Config())
         new = ("txt_proj", "vid_proj", "temporal_embedding", ".ln_time.", ".time_attn.")
-        state = {k: t for k, t in made.state_dict().items() if any(part in k for part in new)}
-        text = {k.removeprefix("distilbert."): t for k, t in text.items()}
-        towers = {f"video_model.{k}": t for k, t in image.items() if not k.startswith(("head", "pre_logits"))}
-        towers |= {
-            f"text_model.{k}": t for k, t in text.items() if k.startswith(("embeddings", "transformer"))
-        }
-        assign(made, state | KEYS.from_official(towers), source="image ViT's or DistilBERT's")
+        made.start_towers(image, text, KEYS, new)
         return made.eval()
 
     @property
     def frame_spec(self) -> FrameSpec:
         return FrameSpec(self.config.frames, "middle", "mask")
-
-    @property
-    def recipe(self) -> Recipe:
-        """The short side scaled, the centre kept, ImageNet's mean and standard deviation."""
-        size = self.config.vision.image_size
-        size = (size, size) if isinstance(size, int) else size
-        return Recipe(
-            size, interpolation="bilinear", mean=_MEAN, std=_STD, context_length=self.context_length
-        )
-
-    @property
-    def dim(self) -> int:
-        return self.config.embed_dim
-
-    @property
-    def context_length(self) -> int:
-        return self.config.text.context_length
-
-    @property
-    def pad_id(self) -> int:
-        return self.config.text.pad_id
-
-    @property
-    def token_embedding(self) -> nn.Embedding:
-        return self.text_model.token_embedding
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """The logarithm of 1 / temperature, fixed."""
-        return torch.tensor(-math.log(self.config.temperature))
-
-    def encode_text(self, tokens_NL: Tensor) -> Tensor:
-        return cast(Tensor, self.txt_proj(self.text_model(tokens_NL)))
 
     def encode_frames(self, frames_BTCHW: Tensor) -> Tensor:
         """Clips of equally many frames, up to `frames`: video_BD, not normalised."""
@@ -226,12 +176,6 @@ class FrozenInTime(nn.Module):
             for r, count in zip(rows, counts, strict=True)
         ]
         return torch.cat(parts)[torch.cat(rows).argsort()]
-
-    def pool(self, video: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-        return video
-
-    def score(self, text_ND: Tensor, video: Tensor, mask_MT: Tensor | None = None) -> Tensor:
-        return similarity(text_ND, video) / self.config.temperature
 
 
 def grow_frames(model: FrozenInTime, frames: int, mode: Growth = "zeros") -> FrozenInTime:

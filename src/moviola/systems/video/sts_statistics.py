@@ -50,8 +50,8 @@ from moviola.data.clip_labels import Labeller
 from moviola.data.clip_statistics import APPEARANCE_NAMES, MOTION_NAMES, whole_pixels
 from moviola.media.flow import Method
 from moviola.parts.backbones.conv3d_nets import ConvNetConfig, conv_net, conv_net_config
-from moviola.parts.fixed_frames import FixedFrames
 from moviola.parts.linear_head import linear_probe
+from moviola.parts.wordless_clips import WordlessClips
 from moviola.training.brief_rows import fit_rows
 from moviola.training.recognition import HeadRecognition
 from moviola.types import (
@@ -100,15 +100,11 @@ def small() -> Config:
     return Config(ConvNetConfig("r21d", widths=(16, 32, 64, 128)), image_size=64)
 
 
-class STS(FixedFrames, nn.Module):
+class STS(WordlessClips, nn.Module):
     """Clips as vectors, and the 27 statistics read off them. Implements `moviola.types.Encoder`.
 
     `score` is the cosine of vectors, so that one clip may be the query for others.
     """
-
-    has_text = False
-    separable = True
-    context_length = 0
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -134,8 +130,8 @@ class STS(FixedFrames, nn.Module):
         return made.eval()
 
     @property
-    def adaptation(self) -> Literal["none", "classifier"]:
-        return "classifier" if self.config.classes else "none"
+    def classes(self) -> int:  # type: ignore[override]
+        return self.config.classes
 
     @property
     def frame_spec(self) -> FrameSpec:
@@ -176,15 +172,6 @@ class STS(FixedFrames, nn.Module):
     def encode_video(self, batch: ClipBatch) -> Tensor:
         return self.encode_frames(self.frames_of(batch))
 
-    def encode_image(self, pixels_BCHW: Tensor) -> Tensor:
-        return self.encode_video(self.still(pixels_BCHW))
-
-    def encode_text(self, tokens_NL: Tensor) -> Tensor:
-        raise Refusal(
-            "STS knows no words: it learned from clips alone.",
-            hint="Ask with a picture or clip, or train its classifier: moviola train --task recognition.",
-        )
-
     def classify_video(self, batch: ClipBatch) -> Tensor:
         """logits_BC of the classifier."""
         if self.classifier is None:
@@ -193,15 +180,6 @@ class STS(FixedFrames, nn.Module):
                 hint="Train one: moviola train --task recognition --data FOLDER.",
             )
         return cast(Tensor, self.classifier(self.encode_video(batch)))
-
-    def classify_image(self, pixels_BCHW: Tensor) -> Tensor:
-        return self.classify_video(self.still(pixels_BCHW))
-
-    def pool(self, video: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-        return video
-
-    def score(self, text_ND: Tensor, video: Tensor, mask_MT: Tensor | None = None) -> Tensor:
-        return F.normalize(text_ND, dim=-1) @ F.normalize(video, dim=-1).T
 
 
 KEYS = Keys(
@@ -215,15 +193,14 @@ class Statistics(nn.Module):
     """Regress the 27 labels, as raw numbers, from a clip's pixels: losses `motion` and `appearance`.
 
     motion, appearance  weights of the two mean squared errors
-    crop                side of the square cut out of each clip at random; None: the model's, so that only
-                        larger clips are cut
+    crop                side of the square cut out of each clip at random; None: the model's
     stages, decay       the run has equal stages, each with `decay` times the rate of the one before
     flow, flip, cache, official_*: see `data.clip_labels.Labeller`, which makes the labels.
 
     Biases learn at twice the rate.
     """
 
-    needs: Needs = Needs((VideoField(),))
+    needs: Needs = Needs((VideoField(whole=True),))
     scope: Literal["pair", "token", "local"] = "local"
 
     def __init__(
