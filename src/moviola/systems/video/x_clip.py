@@ -271,16 +271,23 @@ def run_claim(arm: str, seed: int, *, steps: int = 300, clips: int = 1600) -> di
         before_CE = model.encode_text(tokens_CL).detach()
         objective = XClipRecognition(model, tokens_CL, new_lr_scale=20, mixup=0, cutmix=0)
         _train(model, objective, train, steps, seed)
+    new = world.order_clips(seed, clips // 4, split="test", frames=_FRAMES, combined=True)
+    new = new.shuffled(seed + 1) if arm == "shuffled frames" else new
+
+    def scores(texts_CL: Tensor, seen: world.OrderClips) -> Tensor:
+        text_CE, blocks = model.encode_text(texts_CL), torch.arange(len(seen)).split(50)
+        return torch.cat([model.score(text_CE, model.encode_video(seen.batch(b))).T for b in blocks])
+
     with torch.inference_mode():
-        text_CE = model.encode_text(tokens_CL)
-        blocks = torch.arange(len(test)).split(50)
-        scores_NC = torch.cat([model.score(text_CE, model.encode_video(test.batch(b))).T for b in blocks])
+        moved = float((model.encode_text(tokens_CL) - before_CE).abs().max())
+        scores_NC, new_NC = scores(tokens_CL, test), scores(world.tokens(world.COMBINED), new)
     kinds_NC = scores_NC.unflatten(1, (-1, 2)).logsumexp(-1)
     return {
         "pair accuracy": world.pair_accuracy(scores_NC, test.label_N),
         "action, top-1": topk_accuracy(scores_NC, test.label_N, (1,))["top1"],
         "kind of action, top-1": topk_accuracy(kinds_NC, test.label_N // 2, (1,))["top1"],
-        "text moved by": float((text_CE - before_CE).abs().max()),
+        "new classes, top-1": topk_accuracy(new_NC, new.label_N, (1,))["top1"],
+        "text moved by": moved,
     }
 
 
