@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from moviola.clip.foreign_tokenizer import AnyTokenizer
 from moviola.parts.distillation import frozen_copy
-from moviola.types import Batch, Episode, LabelField, Needs, PictureField, Refusal, UsageError
+from moviola.training.objectives import BaseObjective
+from moviola.types import Batch, LabelField, Needs, PictureField, Refusal, UsageError
 
 Part = Literal["both", "image", "text"]
 DECAY_AT = 2 / 3
@@ -167,7 +168,7 @@ def _lies_above(name: str, above: int) -> bool:
     return int(rest.split(".")[0]) > above if found else name.startswith(_AFTER_BLOCKS)
 
 
-class FineTune(nn.Module):
+class FineTune(BaseObjective):
     """Cross-entropy of the pictures over this task's class names: what the others are compared with.
 
     Adam without weight decay; the rate is constant, and a tenth after two thirds of the steps where all
@@ -236,12 +237,6 @@ class FineTune(nn.Module):
 
     def lr_factors(self, step: int, steps: int) -> Sequence[float] | None:
         return [0.1 if self.task.whole and step >= math.ceil(DECAY_AT * steps) else 1.0]
-
-    def on_episode(self, model: nn.Module, episode: Episode) -> None:
-        return
-
-    def before_step(self, model: nn.Module) -> None:
-        return
 
     def after_step(self, model: nn.Module) -> None:
         self.steps_done += 1

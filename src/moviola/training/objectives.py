@@ -55,7 +55,23 @@ def own_text_loss(logits_BU: Tensor, own_B: Tensor, positive_BU: Tensor) -> Tens
     return F.cross_entropy(logits_BU.masked_fill(others_BU, -torch.inf), own_B)
 
 
-class BasePairObjective(nn.Module):
+class BaseObjective(nn.Module):
+    """What an objective need not say of itself: the run's own schedule, nothing between the steps."""
+
+    def lr_factors(self, step: int, steps: int) -> Sequence[float] | None:
+        return None
+
+    def on_episode(self, model: nn.Module, episode: Episode) -> None:
+        return
+
+    def before_step(self, model: nn.Module) -> None:
+        return
+
+    def after_step(self, model: nn.Module) -> None:
+        return
+
+
+class BasePairObjective(BaseObjective):
     """What pair objectives share; a subclass writes `outputs` and `loss` (`moviola.types.PairObjective`).
 
     All parameters of the model and of the objective train by `decay_groups`; the model's
@@ -95,15 +111,6 @@ class BasePairObjective(nn.Module):
 
     def param_groups(self, model: nn.Module) -> Iterable[dict[str, Any]]:
         return decay_groups(nn.ModuleList([model, self]), self.weight_decay)
-
-    def lr_factors(self, step: int, steps: int) -> Sequence[float] | None:
-        return None
-
-    def on_episode(self, model: nn.Module, episode: Episode) -> None:
-        return
-
-    def before_step(self, model: nn.Module) -> None:
-        return
 
     def after_step(self, model: nn.Module) -> None:
         with torch.no_grad():

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moviola.parts.fixed_frames import hold_last_frame
-from moviola.training.objectives import decay_groups
-from moviola.types import Batch, ClipBatch, Episode, LabelField, Needs, UsageError, VideoField
+from moviola.training.objectives import BaseObjective, decay_groups
+from moviola.types import Batch, ClipBatch, LabelField, Needs, UsageError, VideoField
 
 
 def soft_targets(label_B: Tensor, classes: int, smoothing: float) -> Tensor:
@@ -71,7 +71,7 @@ def hold_last_frames(clip: ClipBatch) -> ClipBatch:
     return replace(clip, frames_BTCHW=frames_BTCHW, mask_BT=both_BT)
 
 
-class Recognition(nn.Module):
+class Recognition(BaseObjective):
     """Cross-entropy of a clip's scores against the texts of all classes.
 
     tokens_CL     the class texts. Where the text tower is frozen they are encoded once
@@ -157,18 +157,6 @@ class Recognition(nn.Module):
             for group in decay_groups(holder, self.weight_decay):
                 if group["params"]:
                     yield {**group, "lr_scale": scale}
-
-    def lr_factors(self, step: int, steps: int) -> Sequence[float] | None:
-        return None
-
-    def on_episode(self, model: nn.Module, episode: Episode) -> None:
-        return
-
-    def before_step(self, model: nn.Module) -> None:
-        return
-
-    def after_step(self, model: nn.Module) -> None:
-        return
 
 
 class HeadRecognition(Recognition):

@@ -53,12 +53,12 @@ from moviola.parts.backbones.conv3d_nets import ConvNetConfig, conv_net, conv_ne
 from moviola.parts.linear_head import linear_probe
 from moviola.parts.wordless_clips import WordlessClips
 from moviola.training.brief_rows import fit_rows
+from moviola.training.objectives import BaseObjective
 from moviola.training.recognition import HeadRecognition
 from moviola.types import (
     Batch,
     Claim,
     ClipBatch,
-    Episode,
     Example,
     FrameSpec,
     Needs,
@@ -189,7 +189,7 @@ KEYS = Keys(
 """The authors' names; `classifier` is ours."""
 
 
-class Statistics(nn.Module):
+class Statistics(BaseObjective):
     """Regress the 27 labels, as raw numbers, from a clip's pixels: losses `motion` and `appearance`.
 
     motion, appearance  weights of the two mean squared errors
@@ -256,15 +256,6 @@ class Statistics(nn.Module):
 
     def lr_factors(self, step: int, steps: int) -> Sequence[float]:
         return [self.decay ** (step * self.stages // steps)] * 2
-
-    def on_episode(self, model: nn.Module, episode: Episode) -> None:
-        return
-
-    def before_step(self, model: nn.Module) -> None:
-        return
-
-    def after_step(self, model: nn.Module) -> None:
-        return
 
 
 def _start(module: nn.Module) -> nn.Module:
