@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from moviola.cli import show
+from moviola.cli.options import Json, Quiet
 from moviola.types import UsageError, printable
 
 if TYPE_CHECKING:
@@ -56,8 +57,6 @@ Workers = Annotated[
     int | None, typer.Option(help="Processes of the local engine. (default: all cores)", min=1)
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at a file that cannot be read.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 
 @curate_app.command("run")

@@ -8,14 +8,12 @@ from typing import Annotated
 import typer
 
 from moviola.cli import show
+from moviola.cli.options import Json, Quiet
 
 metadata_app = typer.Typer(
     no_args_is_help=True,
     help="The list of entries that curation balances by: build one from local sources, check one.",
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 
 def _rule(text: str, paper: str, other: str | None = None) -> typer.models.OptionInfo:

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from moviola import types
 from moviola.types import UsageError
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Dtype = Annotated[types.Dtype | None, typer.Option(help="Precision of the model. [default: float32]")]
+BatchSize = Annotated[int, typer.Option(help="Pictures or frames per pass through the model.", min=1)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+TokenizerFile = Annotated[str | None, typer.Option("--tokenizer", help="For checkpoints without one.")]
 
 
 def named_values(given: Sequence[str] | None, option: str, *, parse: bool) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -152,3 +153,13 @@ def stages(quiet: bool) -> Iterator[Callable[[float, float | None, str], None] |
             bar.update(bars[stage], completed=done, total=total)
 
         yield update
+
+
+def finish(report: Any, json: bool) -> None:
+    """Print a report that knows how to tell itself; exit status 1 if something could not be read."""
+    if json:
+        print_json(report.to_json())
+    else:
+        print(report)
+    if not report.ok:
+        raise typer.Exit(1)
