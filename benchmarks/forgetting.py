@@ -109,17 +109,18 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
 def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9.5, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for arm, reports in found.items():
         average = np.mean([report["average"] for report in reports], axis=0)
         kept = np.mean([report["unrelated"] for report in reports], axis=0)
         left.plot(range(1, len(average) + 1), average, marker="o", markersize=3, label=arm)
         right.plot(range(len(kept)), kept, marker="o", markersize=3, label=arm)
-    left.set(xlabel="tasks learned", ylabel="average accuracy on them, %")
-    right.set(xlabel="tasks learned", ylabel="unrelated classes, zero-shot, %")
-    left.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+    ticks = range(len(kept))
+    left.set(xlabel="tasks learned", ylabel="average accuracy on them, %", xticks=ticks[1:])
+    right.set(xlabel="tasks learned", ylabel="unrelated classes, zero-shot, %", xticks=ticks)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize="small")
+    figure.savefig(path, dpi=100)
 
 
 def main() -> None:
