@@ -68,7 +68,7 @@ SYSTEMS: tuple[System, ...] = (
         "https://arxiv.org/abs/2401.11649",
         'moviola.load("m2-clip", init="builtin")',
         "moviola.systems.video.m2_clip:M2Clip",
-        marks=("visual.t_adapter.conv.weight", "mlm_adapter.decoder.weight"),
+        marks=("visual.t_adapter.conv.weight",),
     ),
     System(
         35,
