@@ -20,7 +20,7 @@ def clips(tmp_path, monkeypatch):
     (tmp_path / "seers.py").write_text(
         "def nobody(frames):\n    return 0\n\ndef one(frames):\n    return 1\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
     monkeypatch.chdir(tmp_path)
     return tmp_path / "clips"
 
@@ -72,3 +72,10 @@ def test_models_are_compared_on_the_same_clips(clips, run):
     status, _, err = run("evaluate", "builtin", clips, "--also", "builtin", "--head", "words")
     assert status != 0
     assert "--also compares zero-shot figures" in err
+
+
+def test_a_video_that_cannot_be_read_ends_with_status_one(clips, run):
+    (clips / "red" / "broken.mp4").write_bytes(b"no film")
+    status, out, _ = run("curate", "clips", clips, "--to", "clean")
+    assert status == 1
+    assert "broken.mp4" in out

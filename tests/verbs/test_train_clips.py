@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 import moviola
 from moviola.media import write_video
@@ -86,3 +89,15 @@ def test_clips_without_words(objective, model, wordless, tmp_path):
         recognise(tmp_path / "data", tmp_path / "c", **run)
     fresh = recognise(tmp_path / "data", tmp_path / "fresh", model=model, **run)
     assert fresh.steps == 1
+
+
+def test_texts_that_only_the_objective_knows_are_held_out_too(tmp_path):
+    """`caption_en` is no usual name of captions, but the objective asks for it."""
+    rows = []
+    for n in range(44):
+        Image.new("RGB", (16, 16), (5 * n, 90, 200 - 4 * n)).save(tmp_path / f"{n}.png")
+        rows.append({"image": f"{n}.png", "caption_en": f"shade {n}", "caption_de": f"Farbe {n}"})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    made = moviola.train(tmp_path / "pairs.parquet", tmp_path / "run", objective="rs-m-clip", **QUICK)
+    assert made.held_out == 2
+    assert "held-out R@1, picture to text" in made.after

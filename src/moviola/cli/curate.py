@@ -202,9 +202,12 @@ def curate_clips(
 ) -> None:
     """Clean raw videos for training: equal files once, of each its longest scene, only those with people."""
     import pkgutil
+    import sys
 
     from moviola.verbs.clean_clips import clean_clips
 
+    if detector is not None and "" not in sys.path:
+        sys.path.insert(0, "")  # a file of the current folder, as `python -m` finds it
     try:
         found = None if detector is None else pkgutil.resolve_name(detector)
     except (ValueError, ImportError, AttributeError) as error:
@@ -225,10 +228,7 @@ def curate_clips(
             workers=workers,
             on_progress=on_progress,
         )
-    if json:
-        show.print_json(made.to_json())
-    else:
-        show.out.print(str(made), markup=False)
+    show.finish(made, json)
 
 
 def _plan_cells(row: PlanRow) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -92,6 +92,10 @@ class OrderClips:
     def batch(self, rows: Sequence[int] | np.ndarray | Tensor | None = None) -> ClipBatch:
         """The clips as a video model takes them, a frame every eighth of a second."""
         return clip_batch(self.pixels(rows))
+
+    def labelled(self, rows: Sequence[int] | np.ndarray | Tensor) -> dict[str, Any]:
+        """Some clips and their labels, as objectives of recognition take them."""
+        return {"clip": self.batch(rows), "label": torch.from_numpy(self.label_N[np.asarray(rows)])}
 
     def shuffled(self, seed: int) -> OrderClips:
         """The same clips, the frames of each in a drawn order: the control that must be at chance."""

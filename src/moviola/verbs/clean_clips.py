@@ -76,6 +76,10 @@ class CleanReport:
     def clips(self) -> int:
         return self.steps[-1].after
 
+    @property
+    def ok(self) -> bool:
+        return not self.failed
+
     def to_json(self) -> dict[str, Any]:
         return {
             "table": self.table.name,

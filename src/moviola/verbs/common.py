@@ -47,7 +47,7 @@ CUT = "It was cut."
 """How the tokenizer's warning about a text that it cut to the context ends."""
 _WORKERS = 2
 _AHEAD = 4  # items decoded ahead of the model
-_BATCH_BYTES = 96 << 20  # pixels waiting for one pass, whatever the batch size
+BATCH_BYTES = 96 << 20  # pixels waiting for one pass, whatever the batch size
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ def batches(
         look = item[2]
         more = 1 if look.times_T is None else len(look.times_T)
         other = bool(group) and not mixed and group[0][2].kind != look.kind
-        if group and (other or units + more > batch_size or size + look.bytes > _BATCH_BYTES):
+        if group and (other or units + more > batch_size or size + look.bytes > BATCH_BYTES):
             yield group
             group, units, size = [], 0, 0
         group.append(item)

@@ -15,7 +15,18 @@ import numpy as np
 from moviola.data.classes import ClassSet, read_classes
 from moviola.types import Clip, Dtype, UsageError
 from moviola.verbs.classify import ClassScorer, class_templates
-from moviola.verbs.common import Look, Progress, Skipped, ahead, looks_at, resolve, summary
+from moviola.verbs.common import (
+    BATCH_BYTES,
+    Look,
+    Progress,
+    Skipped,
+    ahead,
+    counting_cuts,
+    cut_note,
+    looks_at,
+    resolve,
+    summary,
+)
 from moviola.verbs.evaluate import zero_shot_report
 from moviola.verbs.figures import ZeroShotReport, table_lines
 from moviola.verbs.set_reader import NothingEvaluated
@@ -23,7 +34,7 @@ from moviola.verbs.set_reader import NothingEvaluated
 if TYPE_CHECKING:
     from moviola.clip.loaded import Model
 
-_TOGETHER = 16  # items whose pixels wait for all models
+_TOGETHER = 16  # items whose pixels wait for all models, or fewer where they are large
 
 
 @dataclass(frozen=True)
@@ -83,10 +94,11 @@ def compare(
         () if model.adaptation == "classifier" else class_templates(model, templates, "compare")
         for model in loaded
     ]
-    scorers = [
-        ClassScorer(model, found.classes, own, batch_size=batch_size, frames=frames, truncate=truncate)
-        for model, own in zip(loaded, sentences, strict=True)
-    ]
+    with counting_cuts() as cut:
+        scorers = [
+            ClassScorer(model, found.classes, own, batch_size=batch_size, frames=frames, truncate=truncate)
+            for model, own in zip(loaded, sentences, strict=True)
+        ]
     rows = found.sample(limit)
     failed = [Skipped(*one) for one in found.skipped]
     scores: list[dict[int, np.ndarray]] = [{} for _ in loaded]
@@ -121,15 +133,17 @@ def compare(
         for model, own, said in zip(loaded, scores, sentences, strict=True)
     ]
     notes = [f"A sample of {len(rows)} of {len(found)} items."] if len(rows) < len(found) else []
-    return Comparison(tuple(reports), tuple(dict.fromkeys(failed)), tuple(notes))
+    return Comparison(tuple(reports), tuple(dict.fromkeys(failed)), (*notes, *cut_note(cut)))
 
 
 def _groups(found: Iterator[tuple[int, str, list[Look]]]) -> Iterator[list[tuple[int, str, list[Look]]]]:
     group: list[tuple[int, str, list[Look]]] = []
+    size = 0
     for item in found:
         group.append(item)
-        if len(group) == _TOGETHER:
+        size += sum(look.bytes for look in item[2])
+        if len(group) == _TOGETHER or size > BATCH_BYTES:
             yield group
-            group = []
+            group, size = [], 0
     if group:
         yield group

@@ -138,7 +138,8 @@ def _train(
         sources, columns=run.columns or None, root=None if run.image_root is None else Path(run.image_root)
     )
     model = begun.model
-    measurable = model.has_text and model.separable and bool(source.captions)
+    shown_needs = _shown(begun.objective.needs, source)
+    measurable = model.has_text and model.separable and shown_needs is not None
     if run.hold_out and not measurable:
         raise UsageError(
             f"Held-out rows measure retrieval: the data needs captions, the model '{model.name}' words and "
@@ -161,7 +162,7 @@ def _train(
     set_checkpointing(module, run.checkpoint_activations)
     who = identity(run, begun, rows.fingerprint)
     _describe(folder, run, config, who, sources, processes)
-    shown = None if kept is None else prepared(kept, _shown(begun.objective.needs))
+    shown = None if kept is None or shown_needs is None else prepared(kept, shown_needs)
     probes = _Probes(run, begun, device, shown)
     before_weights = (
         {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
@@ -226,9 +227,14 @@ def _stored(sources: Sequence[str | Path]) -> dict[str, Any]:
     return {}
 
 
-def _shown(needs: Needs) -> Needs:
-    """What retrieval is measured with: whole pictures or clips, and the objective's own first text."""
+def _shown(needs: Needs, source: RowSource) -> Needs | None:
+    """What retrieval is measured with: whole pictures or clips, and the objective's own first text.
+
+    None where the objective reads no text of its own and the data has no captions.
+    """
     texts = [field for field in needs.fields if isinstance(field, TextField) and not field.optional]
+    if not texts and not source.captions:
+        return None
     text = replace(texts[0], name="text") if texts else TextField()
     if any(isinstance(field, VideoField | ScriptField) for field in needs.fields):
         return Needs((VideoField(), text))
@@ -357,9 +363,9 @@ class _Probes:
     def __init__(
         self, run: TrainRun, begun: Start, device: torch.device, pairs: PairData | None, size: int = 64
     ) -> None:
-        self.run, self.begun, self.device, self.size = run, begun, device, size
-        self.pairs = pairs
         clips = pairs is not None and any(isinstance(f, VideoField) for f in pairs.needs.fields)
+        self.run, self.begun, self.device, self.pairs = run, begun, device, pairs
+        self.size = size // 8 if clips else size  # a clip is as large as several pictures
         kind = "clip" if clips else "picture"
         self.names = [f"held-out R@1, {kind} to text", f"held-out R@1, text to {kind}"]
         self.names = self.names if self.pairs is not None else []

@@ -13,11 +13,8 @@ W width.
 from __future__ import annotations
 
 import copy
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import cast
 
 import numpy as np
@@ -28,14 +25,14 @@ from moviola.clip.preprocess import Preprocess
 from moviola.clip.sample import choose_frames
 from moviola.data.media_set import MediaSet
 from moviola.media import Video, media_kind
+from moviola.metrics.calibration import softmax
 from moviola.types import Clip, Encoder, MediaError, Recipe, TimeSpan, UsageError
 from moviola.verbs.classify import ClassScorer
-from moviola.verbs.common import VIDEO_FRAMES, Progress, Skipped, look_at
+from moviola.verbs.common import VIDEO_FRAMES, Progress, Skipped, ahead, look_at
 from moviola.verbs.set_reader import NothingEvaluated
 
 Frames = tuple[np.ndarray, np.ndarray]
 """uint8 frames_THWC and their seconds times_T."""
-_WORKERS, _AHEAD = 2, 4
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ def view_scores(
                 skip(name, "the model gave no finite score for it")
                 continue
             index.append(row)
-            means.append(_softmax(own_VC).mean(0))
+            means.append(softmax(own_VC).mean(0))
             tell(1, name)
         waiting.clear()
 
@@ -106,7 +103,8 @@ def view_scores(
         seen = clip_views(media, model, views.clips, frames=frames)
         return [crop for one in seen for crop in side_by_side(one, model.recipe, views.crops)]
 
-    for row, name, seen in _ahead(data.stream(rows, on_skip=skip), look, skip):
+    items = data.stream(rows, on_skip=skip)
+    for row, name, seen in ahead(items, look, on_skip=lambda _, one: skip(one.path, one.reason)):
         waiting.append((row, name, seen))
         if sum(len(times_T) for _, _, found in waiting for _, times_T in found) >= batch_size:
             score()
@@ -198,33 +196,3 @@ def _logits(scorer: ClassScorer, model: Model, clips: Sequence[Frames]) -> np.nd
         scores_PV = torch.cat(parts).float().cpu().numpy()
     templates = 1 if model.separable else scorer.templates  # of a separable model they are one vector already
     return scores_PV.reshape(-1, templates, len(clips)).mean(axis=1).T
-
-
-def _softmax(logits_VC: np.ndarray) -> np.ndarray:
-    raised_VC = np.exp(logits_VC.astype(np.float64) - logits_VC.max(axis=1, keepdims=True))
-    return raised_VC / raised_VC.sum(axis=1, keepdims=True)
-
-
-def _ahead(
-    items: Iterator[tuple[int, str, Clip | bytes]],
-    look: Callable[[Clip | bytes], list[Frames]],
-    skip: Callable[[str, str], None],
-) -> Iterator[tuple[int, str, list[Frames]]]:
-    """The views of each item in order, decoded ahead of use by two threads."""
-    waiting: deque[tuple[int, str, Future[list[Frames]]]] = deque()
-    pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="decode")
-    try:
-        while True:
-            for index, name, media in islice(items, _AHEAD - len(waiting)):
-                waiting.append((index, name, pool.submit(look, media)))
-            if not waiting:
-                return
-            index, name, future = waiting.popleft()
-            try:
-                seen = future.result()
-            except MediaError as error:
-                skip(name, error.reason)
-                continue
-            yield index, name, seen
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

@@ -44,7 +44,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Self, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,7 +63,7 @@ from moviola.parts.clip_video import HEAD_KEYS, ClipVideo, ClipVideoConfig, head
 from moviola.training.brief_rows import fit_rows
 from moviola.training.objectives import decay_groups
 from moviola.training.recognition import Recognition
-from moviola.types import Batch, CheckpointError, Claim, ClipBatch, Example, Training
+from moviola.types import CheckpointError, Claim, ClipBatch, Example, Training
 
 
 @dataclass(frozen=True)
@@ -342,11 +341,16 @@ def _clips(seed: int, count: int) -> tuple[world.OrderClips, world.OrderClips]:
 
 
 def _train(model: CLIP, objective: Recognition, clips: world.OrderClips, steps: int, seed: int) -> None:
-    def batch(rows: np.ndarray) -> Batch:
-        return {"clip": clips.batch(rows), "label": torch.from_numpy(clips.label_N[rows])}
-
     fit_rows(
-        model, objective, batch, len(clips), steps=steps, batch=24, lr=1e-4, seed=seed, clip_grad=math.inf
+        model,
+        objective,
+        clips.labelled,
+        len(clips),
+        steps=steps,
+        batch=24,
+        lr=1e-4,
+        seed=seed,
+        clip_grad=math.inf,
     )
 
 

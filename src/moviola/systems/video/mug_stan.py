@@ -349,9 +349,6 @@ def run_claim(arm: str, seed: int, *, steps: int = 200, clips: int = 1600) -> di
         train, test = train.shuffled(seed), test.shuffled(seed + 1)
     tokens_CL = world.tokens(train.classes)
 
-    def batch(rows: np.ndarray) -> Batch:
-        return {"clip": train.batch(rows), "label": torch.from_numpy(train.label_N[rows])}
-
     head: Head = "mug" if arm == "mug-stan" else "mean"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -359,7 +356,7 @@ def run_claim(arm: str, seed: int, *, steps: int = 200, clips: int = 1600) -> di
         new = MugStan.from_clip(start, depth=2, head=head)
         model: Any = copy.deepcopy(start) if arm == "frame mean" else new
         naming = MugStanRecognition(model, tokens_CL, stan_lr_scale=4)
-        fit_rows(model, naming, batch, clips, steps=steps, batch=24, lr=5e-4, seed=seed)
+        fit_rows(model, naming, train.labelled, clips, steps=steps, batch=24, lr=5e-4, seed=seed)
         figures = {}
         if arm.endswith("stan"):
             figures = stray_figures(start, head, seed, steps=steps // 2, rows=clips // 8)

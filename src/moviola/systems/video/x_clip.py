@@ -36,7 +36,6 @@ from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -53,7 +52,7 @@ from moviola.metrics.classification import topk_accuracy
 from moviola.parts.clip_video import HEAD_KEYS, ClipVideo, ClipVideoConfig, head_sizes
 from moviola.training.brief_rows import fit_rows
 from moviola.training.recognition import Recognition
-from moviola.types import Batch, Claim, ClipBatch, Example, Training
+from moviola.types import Claim, ClipBatch, Example, Training
 
 Config = ClipVideoConfig
 
@@ -247,11 +246,16 @@ def _clips(seed: int, count: int) -> tuple[world.OrderClips, world.OrderClips]:
 
 
 def _train(model: CLIP, objective: XClipRecognition, clips: world.OrderClips, steps: int, seed: int) -> None:
-    def batch(rows: np.ndarray) -> Batch:
-        return {"clip": clips.batch(rows), "label": torch.from_numpy(clips.label_N[rows])}
-
     fit_rows(
-        model, objective, batch, len(clips), steps=steps, batch=24, lr=5e-4, seed=seed, clip_grad=math.inf
+        model,
+        objective,
+        clips.labelled,
+        len(clips),
+        steps=steps,
+        batch=24,
+        lr=5e-4,
+        seed=seed,
+        clip_grad=math.inf,
     )
 
 
